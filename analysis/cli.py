@@ -1,0 +1,140 @@
+"""Command-line plumbing shared by the scripts: common flags, logging, errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.settings import MODEL_ALIASES, SettingError, Settings, load_settings, setting_names
+from utils import UserError
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def script(main: Main) -> Main:
+    """Turn the user's mistakes into one line on stderr and exit code 2; other errors stay loud."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (UserError, SettingError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; run the same command again to resume", file=sys.stderr)
+            return 130
+
+    return wrapped
+
+
+def setup_logging(level: str) -> None:
+    """Log to stderr with time, level and module."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level.upper(), format=form, datefmt="%H:%M:%S", force=True)
+    for noisy in ("httpx", "matplotlib", "urllib3", "fontTools", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def base_parser(doc: str | None, *, model_flag: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every script; ``doc`` is the script's docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    if model_flag:
+        aliases = ", ".join(MODEL_ALIASES)
+        parser.add_argument(
+            "--model", default="smollm2",
+            help=f"alias ({aliases}), hub name, folder, or .gguf file (default: %(default)s)",
+        )  # fmt: skip
+    parser.add_argument(
+        "--dataset", default="commonsense", help="dataset key, see data/README.md (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--log_level", choices=("debug", "info", "warning", "error"), default="info",
+        help="how much to log (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of scripts that run a model."""
+    parser.add_argument(
+        "--config", help="YAML file with settings (default: the paper's sizes; smollm2: configs/cpu.yml)"
+    )
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="default: 42")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, or map for several GPUs (default: auto)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="auto is bfloat16 on a GPU and float32 on a CPU (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--attn_implementation", help="passed to transformers (default: its choice)")
+    parser.add_argument(
+        "--token_budget", type=positive, help="most tokens forwarded at once (default: by device)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="redo what exists, also with other settings"
+    )
+
+
+def add_axis_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --pc, --clf and --layer."""
+    parser.add_argument(
+        "--pc", type=positive, nargs="+", default=[], help="principal components, such as --pc 1 2 4"
+    )
+    parser.add_argument(
+        "--clf", nargs="+", default=[], help="axes by name: lr, meandiff, random0, lr_shuffled0"
+    )
+    parser.add_argument(
+        "--layer", default=argparse.SUPPRESS,
+        help="all, middle, selected, or numbers such as 7,15; layer 0 is the output of the first block",
+    )  # fmt: skip
+
+
+def chosen_axes(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the axes asked for with --clf and --pc; ``lr`` when neither is given."""
+    names = (*args.clf, *(f"pc{k}" for k in args.pc))
+    return tuple(dict.fromkeys(names)) or ("lr",)
+
+
+def settings_from(args: argparse.Namespace, model: str) -> Settings:
+    """Return the settings for ``model``: YAML files, then the flags that name a setting."""
+    flags: dict[str, Any] = {k: v for k, v in vars(args).items() if k in setting_names()}
+    return load_settings(model, getattr(args, "config", None), flags)
+
+
+def experiment_range(start: int, end: int | None, settings: Settings) -> range:
+    """Return the experiments to run: ``end`` -1 is all of the config, None a quick smoke run."""
+    if end is None:
+        end = start + settings.smoke_experiments
+    elif end == -1:
+        end = max(settings.n_experiments, start)
+    if start < 0 or end < start:
+        raise UserError(f"experiments {start}..{end}: start must be >= 0 and end >= start, or -1 for all")
+    return range(start, end)
+
+
+def positive(text: str) -> int:
+    """Argparse type: an integer >= 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    """Argparse type: an integer >= 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value

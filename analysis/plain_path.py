@@ -1,0 +1,127 @@
+"""One request at a time: for architectures that cannot be packed, and to check those that can.
+
+Slower and with the same results: a plain causal forward pass per request, the same pooling and sampling.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from analysis.prefix_tree import PrefixTree, Reading, Request
+from analysis.process_hidden import read_layers
+from analysis.replies import Reply, ReplyMeans, Sampling, draw
+
+log = logging.getLogger(__name__)
+
+
+def packing_is_exact(tree: PrefixTree) -> bool:
+    """Return whether packed rows give what plain forward passes give on this model; say so if not."""
+    if not tree.masks.supported:
+        log.warning("attention kinds %s cannot be packed: one sequence at a time", sorted(tree.masks.kinds))
+        return False
+    rng = np.random.default_rng(0)
+    vocabulary = min(tree.model.config.get_text_config().vocab_size, 1000)
+    trunk, tails = rng.integers(0, vocabulary, 12), rng.integers(0, vocabulary, (3, 8))
+    requests = [
+        Request(np.concatenate([trunk[: 12 - 4 * i], tail]), spans=[(5, 10)], logits_at=[8])
+        for i, tail in enumerate(tails)
+    ]
+    last = tree.model.config.get_text_config().num_hidden_layers - 1
+    answers = list(range(5))
+    try:
+        tree.packed = True
+        packed = tree.read(requests, [last], answers)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+        log.warning("packing failed on this model (%s): one sequence at a time", error)
+        return False
+    finally:
+        tree.packed = None
+    plain = read_plain(tree, requests, [last], answers)
+    tree.total = type(tree.total)()
+    tolerance = 1e-3 if tree.model.dtype == torch.float32 else 0.1
+    worst = max(
+        float(np.abs(getattr(a, part) - getattr(b, part)).max() / np.abs(getattr(b, part)).max())
+        for a, b in zip(packed, plain, strict=True)
+        for part in ("pooled", "logits")
+    )
+    if not worst <= tolerance:
+        log.warning("packed rows differ from plain ones by %.1e on this model: one sequence at a time", worst)
+        return False
+    return True
+
+
+def read_plain(
+    tree: PrefixTree,
+    requests: Sequence[Request],
+    layers: Sequence[int],
+    answers: Sequence[int],
+    progress: Callable[[int], object] | None = None,
+) -> list[Reading]:
+    """Do what PrefixTree.read does, forwarding each request on its own."""
+    readings = []
+    with torch.inference_mode():
+        for request in requests:
+            readings.append(_PlainRead(tree, request, list(layers), list(answers)).go())
+            tree.total.prompt += len(request.ids)
+            tree.total.asked += len(request.ids)
+            if progress is not None:
+                progress(len(request.ids))
+    return readings
+
+
+class _PlainRead:
+    def __init__(self, tree: PrefixTree, request: Request, layers: list[int], answers: list[int]) -> None:
+        self.tree, self.request, self.layers, self.answers = tree, request, layers, answers
+        self.cache: object = None
+        width = tree.model.config.get_text_config().hidden_size
+        self.pooled = np.zeros((len(request.spans), len(layers), width), np.float32)
+        self.width = width
+
+    def go(self) -> Reading:
+        request = self.request
+        rows = [*request.logits_at, *([len(request.ids) - 1] if request.reply else [])]
+        logits = self.call(list(request.ids), rows, self.pool)
+        reading = Reading(self.pooled, self.answer_logits(logits))
+        if request.reply:
+            reading.reply, reading.reply_pooled = self.write(request.reply, logits[-1:])
+        return reading
+
+    def answer_logits(self, logits: torch.Tensor) -> np.ndarray:
+        return logits[: len(self.request.logits_at), self.answers].float().cpu().numpy()
+
+    def pool(self, slot: int, hidden: torch.Tensor) -> None:
+        for s, (start, stop) in enumerate(self.request.spans):
+            self.pooled[s, slot] = hidden[0, start:stop].float().mean(0).cpu().numpy()
+
+    def call(
+        self, ids: list[int], rows: list[int], sink: Callable[[int, torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Forward ``ids`` after what came before; return logits (len(rows), V)."""
+        tree = self.tree
+        tree.total.calls += 1
+        keep = torch.tensor(rows, device=tree.model.device, dtype=torch.long)
+        with read_layers(tree.model, self.layers, sink):
+            done = tree.model(
+                input_ids=torch.tensor([ids], device=tree.device),
+                past_key_values=self.cache,
+                use_cache=self.request.reply is not None,
+                logits_to_keep=keep,
+            )
+        self.cache = done.past_key_values
+        return done.logits[0]
+
+    def write(self, sampling: Sampling, logits: torch.Tensor) -> tuple[Reply, np.ndarray]:
+        reply = Reply(sampling)
+        means = ReplyMeans([reply], len(self.layers))
+        heat = np.array([sampling.temperature])
+        while not reply.done:
+            token = draw(logits, heat, reply.uniform[[len(reply.ids)]])[0]
+            if reply.append(token, self.tree.decode, self.tree.stops):
+                self.tree.total.reply += 1
+                logits = self.call([token], [0], lambda slot, hidden: means.hold(slot, [0], hidden[0]))
+            means.commit()
+        return reply, means.means(self.width)[0]

@@ -1,0 +1,182 @@
+"""What a model writes: where its sentence ends, how tokens are drawn, and the mean over its own tokens.
+
+Shape letters: R replies   V vocabulary   W tokens held back   D hidden size
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HELD_BACK = 16
+"""A reply ends when this many tokens in a row add nothing but blanks or the start of a score."""
+
+_SCORE = re.compile(r"[\[(<*\s]*\bscore\b\s*[:=]", re.IGNORECASE)
+_SCORE_START = re.compile(r"[\s\[(<*]*(?:\bs(?:c(?:o(?:r(?:e\s*)?)?)?)?)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one reply is drawn."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy; else the full softmax is sampled."""
+    seed: tuple[int, ...] = (0,)
+    """Seeds this reply alone, so that it does not depend on what else is in the batch."""
+
+
+def sentence_bounds(text: str, final: bool = True) -> tuple[int, int, bool]:
+    """Return where the sentence starts and ends in a reply, and whether a score text was cut off.
+
+    Args:
+        text: the reply so far.
+        final: False while more may come; then an end that may become a score is not counted yet.
+
+    Returns:
+        (start, stop, cut): character offsets without surrounding blanks; start == stop if empty.
+    """
+    match = _SCORE.search(text)
+    body = text[: match.start()] if match else text
+    if not final and not match:
+        body = body[: _SCORE_START.search(body).start()]  # the pattern matches the empty end, too
+    stop = len(body.rstrip())
+    start = min(len(body) - len(body.lstrip()), stop)
+    return start, stop, match is not None
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that end a reply: end of sequence, end of turn, and every other special token."""
+    ids: set[int] = set(tokenizer.all_special_ids)
+    for source in (model.generation_config, model.config):
+        eos = getattr(source, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return frozenset(ids)
+
+
+def draw(logits: torch.Tensor, temperatures: np.ndarray, uniform: np.ndarray) -> list[int]:
+    """Return one token id per row: argmax at temperature 0, else by inverse of the cumulative softmax.
+
+    Args:
+        logits: (R, V).
+        temperatures: (R,).
+        uniform: (R,) draws from [0, 1).
+    """
+    greedy = logits.argmax(-1)
+    heat = torch.as_tensor(np.where(temperatures > 0, temperatures, 1.0), device=logits.device)
+    cumulative = (logits.double() / heat[:, None].double()).softmax(-1).cumsum(-1)
+    # the last entry can fall short of 1 by rounding
+    target = torch.as_tensor(uniform, device=logits.device)[:, None] * cumulative[:, -1:]
+    sampled = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    hot = torch.as_tensor(temperatures > 0, device=logits.device)
+    return torch.where(hot, sampled, greedy).tolist()
+
+
+@dataclass
+class Reply:
+    """One reply while it is written."""
+
+    sampling: Sampling
+    ids: list[int] = field(default_factory=list)
+    """Tokens written, without the one that ended it."""
+    ends: list[int] = field(default_factory=list)
+    """Length of the decoded text after each token."""
+    text: str = ""
+    uniform: np.ndarray = field(init=False)
+    start: int = 0
+    stop: int = 0
+    """ids[start:stop] are the tokens of the sentence."""
+    counted: int = 0
+    """Tokens up to here are in the sum, or before the sentence."""
+    done: bool = False
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(list(self.sampling.seed))
+        self.uniform = rng.random(self.sampling.max_new_tokens)
+
+    @property
+    def sentence(self) -> str:
+        """The reply without a trailing score and surrounding blanks."""
+        start, stop, _ = sentence_bounds(self.text)
+        return self.text[start:stop]
+
+    def append(self, token: int, decode: Callable[[list[int]], str], ends: Iterable[int]) -> bool:
+        """Take the next token; return whether it must be forwarded."""
+        if token in ends:
+            self._close()
+            return False
+        self.ids.append(token)
+        self.text = decode(self.ids)
+        # a character that is not whole yet decodes to U+FFFD
+        self.ends.append(len(self.text.rstrip("\ufffd")))
+        self._locate(final=False)
+        idle = len(self.ids) - max(self.stop, self.counted) >= HELD_BACK
+        if self.cut or idle or len(self.ids) == self.sampling.max_new_tokens:
+            self._close()
+        return not self.done or self.stop == len(self.ids)
+
+    def _close(self) -> None:
+        self.done = True
+        self._locate(final=True)
+
+    def _locate(self, final: bool) -> None:
+        first, last, self.cut = sentence_bounds(self.text, final)
+        if last > first:
+            tail = len(self.ends) - 1
+            self.start = next((i for i, end in enumerate(self.ends) if end > first), tail)
+            self.stop = 1 + next((i for i, end in enumerate(self.ends) if end >= last), tail)
+
+
+class ReplyMeans:
+    """Mean hidden state over the sentence of each reply, without keeping the states of all tokens.
+
+    A token's state is held back in a ring until it is known to belong to the sentence (a blank or "[" may
+    be the start of a score), then added to the sum.
+    """
+
+    def __init__(self, replies: Sequence[Reply], n_layers: int) -> None:
+        self.replies = replies
+        self.sums: list[torch.Tensor | None] = [None] * n_layers
+        self.rings: list[torch.Tensor | None] = [None] * n_layers
+
+    def hold(self, slot: int, rows: Sequence[int], hidden: torch.Tensor) -> None:
+        """Keep the states (len(rows), D) of the newest token of ``rows`` at one layer."""
+        if self.sums[slot] is None:
+            shape = (len(self.replies), hidden.shape[-1])
+            self.sums[slot] = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
+            self.rings[slot] = torch.zeros(
+                (HELD_BACK + 1, *shape), dtype=torch.float32, device=hidden.device
+            )
+        place = [(len(self.replies[r].ids) - 1) % (HELD_BACK + 1) for r in rows]
+        self.rings[slot][place, list(rows)] = hidden.float()
+
+    def commit(self) -> None:
+        """Add the tokens that have become part of a sentence to the sums."""
+        rows, places = [], []
+        for row, reply in enumerate(self.replies):
+            first = max(reply.counted, reply.start)
+            for token in range(first, reply.stop):
+                rows.append(row)
+                places.append(token % (HELD_BACK + 1))
+            reply.counted = max(reply.counted, reply.stop)
+        if not rows:
+            return
+        for total, ring in zip(self.sums, self.rings, strict=True):
+            index = torch.tensor(rows, device=total.device)
+            total.index_add_(0, index, ring[places, rows])
+
+    def means(self, width: int) -> np.ndarray:
+        """Return (R, n_layers, D) float32 for D = ``width``; NaN where the sentence is empty."""
+        counts = np.array([reply.stop - reply.start for reply in self.replies], np.float32)
+        sums = np.zeros((len(self.replies), len(self.sums), width), np.float32)
+        for slot, total in enumerate(self.sums):
+            if total is not None:
+                sums[:, slot] = total.cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            return sums / np.where(counts > 0, counts, np.nan)[:, None, None]

@@ -77,6 +77,7 @@ class _PlainRead:
     def __init__(self, tree: PrefixTree, request: Request, layers: list[int], answers: list[int]) -> None:
         self.tree, self.request, self.layers, self.answers = tree, request, layers, answers
         self.cache: object = None
+        self.ids: list[int] = []
         width = tree.model.config.get_text_config().hidden_size
         self.pooled = np.zeros((len(request.spans), len(layers), width), np.float32)
         self.width = width
@@ -100,8 +101,14 @@ class _PlainRead:
     def call(
         self, ids: list[int], rows: list[int], sink: Callable[[int, torch.Tensor], None]
     ) -> torch.Tensor:
-        """Forward ``ids`` after what came before; return logits (len(rows), V)."""
+        """Forward ``ids`` after what came before; return logits (len(rows), V).
+
+        A model that hands back no keys and values is given everything again.
+        """
         tree = self.tree
+        self.ids += ids
+        if self.cache is None and len(self.ids) > len(ids):
+            ids, rows = self.ids, [len(self.ids) - 1]
         tree.total.calls += 1
         keep = torch.tensor(rows, device=tree.model.device, dtype=torch.long)
         with read_layers(tree.model, self.layers, sink):
@@ -111,7 +118,7 @@ class _PlainRead:
                 use_cache=self.request.reply is not None,
                 logits_to_keep=keep,
             )
-        self.cache = done.past_key_values
+        self.cache = getattr(done, "past_key_values", None)
         return done.logits[0]
 
     def write(self, sampling: Sampling, logits: torch.Tensor) -> tuple[Reply, np.ndarray]:
@@ -122,6 +129,6 @@ class _PlainRead:
             token = draw(logits, heat, reply.uniform[[len(reply.ids)]])[0]
             if reply.append(token, self.tree.decode, self.tree.stops):
                 self.tree.total.reply += 1
-                logits = self.call([token], [0], lambda slot, hidden: means.hold(slot, [0], hidden[0]))
+                logits = self.call([token], [0], lambda slot, hidden: means.hold(slot, [0], hidden[0, -1:]))
             means.commit()
         return reply, means.means(self.width)[0]

@@ -17,6 +17,7 @@ HELD_BACK = 16
 """A reply ends when this many tokens in a row add nothing but blanks or the start of a score."""
 
 _SCORE = re.compile(r"[\[(<*\s]*\bscore\b\s*[:=]", re.IGNORECASE)
+_INCOMPLETE = "\ufffd"  # what the bytes of a character that is not whole yet decode to
 _SCORE_START = re.compile(r"[\s\[(<*]*(?:\bs(?:c(?:o(?:r(?:e\s*)?)?)?)?)?$", re.IGNORECASE)
 
 
@@ -44,6 +45,7 @@ def sentence_bounds(text: str, final: bool = True) -> tuple[int, int, bool]:
     match = _SCORE.search(text)
     body = text[: match.start()] if match else text
     if not final and not match:
+        body = body.rstrip(_INCOMPLETE)
         body = body[: _SCORE_START.search(body).start()]  # the pattern matches the empty end, too
     stop = len(body.rstrip())
     start = min(len(body) - len(body.lstrip()), stop)
@@ -113,8 +115,7 @@ class Reply:
             return False
         self.ids.append(token)
         self.text = decode(self.ids)
-        # a character that is not whole yet decodes to U+FFFD
-        self.ends.append(len(self.text.rstrip("\ufffd")))
+        self.ends.append(len(self.text.rstrip(_INCOMPLETE)))
         self._locate(final=False)
         idle = len(self.ids) - max(self.stop, self.counted) >= HELD_BACK
         if self.cut or idle or len(self.ids) == self.sampling.max_new_tokens:
@@ -129,7 +130,8 @@ class Reply:
         first, last, self.cut = sentence_bounds(self.text, final)
         if last > first:
             tail = len(self.ends) - 1
-            self.start = next((i for i, end in enumerate(self.ends) if end > first), tail)
+            begins = [0, *self.ends]
+            self.start = next(i for i in range(len(self.ends)) if max(begins[i] + 1, self.ends[i]) > first)
             self.stop = 1 + next((i for i, end in enumerate(self.ends) if end >= last), tail)
 
 

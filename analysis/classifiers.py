@@ -1,0 +1,299 @@
+"""The axes of one layer: fitted once, then every hidden state is scored along them.
+
+Shape letters: N sentences that fit the axes, D hidden size, K axes, R rank of the centred data.
+
+    lr                logistic regression, points to label 1
+    meandiff          mean of label 1 minus mean of label 0
+    random<s>         isotropic random direction
+    lr_shuffled<s>    logistic regression on permuted labels, the control for overfitting
+    pc<k>             k-th principal component, from 1; its sign is arbitrary but reproducible
+
+Everything is fitted in float64 on one singular value decomposition and kept as float32.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.linalg import svd
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
+
+from utils import UserError, generator, unknown
+
+THRESHOLDS = ("median", "zero")
+_MAX_ITER = 200
+_TOL = 1e-8
+_GRADIENT = 1e-5
+
+
+@dataclass(frozen=True)
+class AxisSet:
+    """All axes of one layer; a score is a signed distance along an axis in training deviations."""
+
+    names: tuple[str, ...]
+    """(K,) such as ``lr``, ``meandiff``, ``random0``, ``lr_shuffled0``, ``pc1``."""
+    directions: np.ndarray
+    """(K, D) float32, unit rows."""
+    mean: np.ndarray
+    """(D,) float32, the training mean, removed before projecting."""
+    scales: np.ndarray
+    """(K,) float32, standard deviation (ddof 0) of the training projections, > 0."""
+    thresholds: np.ndarray
+    """(K,) float32, in the units of the scores; a score above it counts as label 1."""
+    variance_ratio: np.ndarray
+    """(R,) float32, share of the variance of every principal component, also those that are no axes."""
+    accuracy: dict[str, float]
+    """Share of the training sentences on their label's side of the threshold; not given for PCs."""
+
+    def scores(self, hidden: np.ndarray) -> np.ndarray:
+        """Return the position of every row on every axis.
+
+        Args:
+            hidden: (N, D), pooled in the same way and at the same layer as the fitting data. A row with
+                NaN (an empty reply) gives NaN scores.
+
+        Returns:
+            (N, K) float32, ``(hidden - mean) @ directions.T / scales``: training standard deviations.
+
+        Raises:
+            UserError: ``hidden`` is not (N, D) for this D.
+        """
+        dim = self.mean.shape[0]
+        if hidden.ndim != 2 or hidden.shape[1] != dim:
+            raise UserError(
+                f"hidden states have shape {hidden.shape}, the axes need (N, {dim}): use the model and layer "
+                "that the axes were fitted on"
+            )
+        return (_project(hidden, self.mean, self.directions) / self.scales).astype(np.float32)
+
+    def index(self, name: str) -> int:
+        """Return the row of an axis.
+
+        Raises:
+            UserError: there is no such axis; the message names the choices, or why a PC is missing.
+        """
+        if name in self.names:
+            return self.names.index(name)
+        others = [known for known in self.names if not _is_pc(known)]
+        n_pc, rank = len(self.names) - len(others), len(self.variance_ratio)
+        if re.fullmatch(r"pc[1-9]\d*", name):
+            limit = f"the fitting data have rank {rank} (at most n_axis - 1 and the hidden size)"
+            if n_pc < rank:
+                limit = f"max_pc keeps no more of {rank}; raise it and run main_prep.py --overwrite"
+            raise UserError(f"no axis {name!r}: there are {n_pc} principal components, since {limit}")
+        raise unknown("axis", name, [*others, f"pc1..pc{n_pc}"], "analysis/classifiers.py")
+
+    def threshold(self, name: str) -> float:
+        """Return the score above which a sentence counts as label 1, in training deviations."""
+        return float(self.thresholds[self.index(name)])
+
+    def accuracy_on(self, hidden: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return, per axis but the PCs, the share of rows (N, D) on the side of their label (N,)."""
+        right = ((self.scores(hidden) > self.thresholds) == (labels[:, None] == 1)).mean(axis=0)
+        return {k: float(share) for k, share in zip(self.names, right, strict=True) if not _is_pc(k)}
+
+    def as_record(self, trial_accuracy: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Return builtins and arrays for the axes file.
+
+        Args:
+            trial_accuracy: ``accuracy_on`` the sentences that did not fit the axes, NaN if not given.
+                The record holds {axis: (accuracy on the fitting half, accuracy on the other half)}.
+        """
+        other = trial_accuracy or {}
+        return {
+            "names": list(self.names),
+            "directions": self.directions,
+            "mean": self.mean,
+            "scales": self.scales,
+            "thresholds": self.thresholds,
+            "variance_ratio": self.variance_ratio,
+            "accuracy": {k: (fit, float(other.get(k, np.nan))) for k, fit in self.accuracy.items()},
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> AxisSet:
+        """Rebuild the axes from an axes file; further keys, such as ``meta`` and ``scores``, are left.
+
+        Raises:
+            UserError: a key is missing.
+        """
+        arrays = ("directions", "mean", "scales", "thresholds", "variance_ratio")
+        missing = [key for key in ("names", *arrays, "accuracy") if key not in record]
+        if missing:
+            raise UserError(f"the axes file lacks {', '.join(missing)}: run main_prep.py --overwrite")
+        accuracy = {str(name): float(pair[0]) for name, pair in record["accuracy"].items()}
+        return cls(tuple(record["names"]), **{k: record[k] for k in arrays}, accuracy=accuracy)
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")  # fast enough, and not starved on a busy machine
+def fit_axes(
+    hidden: np.ndarray,
+    labels: np.ndarray,
+    *,
+    lr_c: float,
+    max_pc: int,
+    n_random: int,
+    n_shuffled: int,
+    threshold: str,
+    seed: int,
+    layer: int,
+) -> AxisSet:
+    """Fit every axis of one layer.
+
+    Args:
+        hidden: (N, D) pooled hidden states of the fitting sentences.
+        labels: (N,) 0 or 1.
+        lr_c: inverse L2 strength. The hidden states are first divided by one number, the root of their
+            mean variance over the D coordinates, so that ``lr_c`` means the same at every layer.
+        max_pc: most principal components kept as axes; there are at most min(N - 1, D).
+        n_random: axes ``random0``, ``random1``, ...
+        n_shuffled: axes ``lr_shuffled0``, ...
+        threshold: ``median`` of the training scores, or ``zero`` (the training mean).
+        seed: of the random directions and the permutations; each layer draws its own.
+        layer: names the layer in errors, and its random stream.
+
+    Raises:
+        UserError: wrong shapes, fewer than 4 sentences, one class only, hidden states that are not
+            finite or do not vary, or a logistic regression that did not converge.
+    """
+    labels = _check(hidden, labels, threshold, layer)
+    data = np.asarray(hidden, dtype=np.float64)
+    mean = data.mean(axis=0)
+    rotated, basis = _svd(data, mean, layer)
+    power = (rotated**2).sum(axis=0)
+    features = rotated / np.sqrt(power.sum() / data.size)
+    vectors = {"lr": _logistic(features, labels, lr_c, "lr", layer) @ basis}
+    vectors["meandiff"] = _meandiff(features, labels, "meandiff", layer) @ basis
+    for s in range(n_random):
+        vectors[f"random{s}"] = generator(seed, "random", s, layer).standard_normal(data.shape[1])
+    for s in range(n_shuffled):
+        name, mixed = f"lr_shuffled{s}", generator(seed, "lr_shuffled", s, layer).permutation(labels)
+        vectors[name] = _logistic(features, mixed, lr_c, name, layer) @ basis
+    vectors |= {f"pc{k}": vector for k, vector in enumerate(basis[:max_pc], start=1)}
+    return _finish(vectors, data, mean, labels, power / power.sum(), threshold, layer)
+
+
+def _check(hidden: np.ndarray, labels: np.ndarray, threshold: str, layer: int) -> np.ndarray:
+    """Return the labels as int64, or raise UserError for data that no axis can be fitted on."""
+    labels = np.asarray(labels)
+    if threshold not in THRESHOLDS:
+        raise unknown("threshold", threshold, THRESHOLDS, "configs/settings.py")
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
+        raise UserError(
+            f"layer {layer}: hidden states {hidden.shape} and labels {labels.shape}: give (N, D) and (N,)"
+        )
+    if len(labels) < 4:
+        raise UserError(f"layer {layer}: {len(labels)} sentences cannot fit axes: set n_axis to 4 or more")
+    if not np.isin(labels, (0, 1)).all():
+        raise UserError(f"layer {layer}: labels are {np.unique(labels)[:5].tolist()}: they must be 0 and 1")
+    if labels.min() == labels.max():
+        raise UserError(
+            f"layer {layer}: all {len(labels)} fitting sentences have label {int(labels[0])}: give a data "
+            f"set that also has label {1 - int(labels[0])}"
+        )
+    bad = ~np.isfinite(hidden).all(axis=1)
+    if bad.any():
+        raise UserError(
+            f"layer {layer}: {bad.sum()} of {len(labels)} hidden states are not finite, the first in row "
+            f"{bad.argmax()}: read the model again with --dtype float32 or bfloat16"
+        )
+    return labels.astype(np.int64)
+
+
+def _svd(data: np.ndarray, mean: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates (N, R) of the centred data and the principal components (R, D) they refer to.
+
+    The sign is scikit-learn's: the largest entry of each component is positive. The data are decomposed
+    directly: the eigenvectors of their Gram matrix would lose half of the digits, and with activations
+    whose largest component outweighs the others, the small components altogether.
+    """
+    left, singular, basis = svd(data - mean, full_matrices=False, check_finite=False)
+    # what rounding leaves of a direction without variance, also where the mean dwarfs the deviations
+    size = np.hypot(singular[0], np.linalg.norm(mean) * np.sqrt(len(data)))
+    rank = min((singular > size * max(data.shape) * np.finfo(np.float64).eps).sum(), len(data) - 1)
+    if rank == 0:
+        raise UserError(f"layer {layer}: all fitting sentences have the same hidden state: check the layer")
+    signs = np.sign(basis[np.arange(rank), np.abs(basis[:rank]).argmax(axis=1)])
+    return left[:, :rank] * (singular[:rank] * signs), basis[:rank] * signs[:, None]
+
+
+def _meandiff(features: np.ndarray, labels: np.ndarray, name: str, layer: int) -> np.ndarray:
+    difference = features[labels == 1].mean(axis=0) - features[labels == 0].mean(axis=0)
+    if not np.linalg.norm(difference) > 1e-12:  # features have deviations near 1
+        raise UserError(
+            f"axis {name!r} of layer {layer} has no direction, both labels have the same mean hidden state: "
+            "check that the labels belong to the sentences, or fit on more of them"
+        )
+    return difference
+
+
+def _logistic(features: np.ndarray, labels: np.ndarray, c: float, name: str, layer: int) -> np.ndarray:
+    """Return the weights (R,) that minimise |w|^2 / 2 + c * (sum of log losses), intercept free.
+
+    The loss is strongly convex in w, so that |w - optimum| <= |gradient|: a gradient that is small next
+    to |w| bounds the angle to the optimum, which the solver's own stopping rule does not.
+
+    Raises:
+        UserError: the gradient is not that small.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    _meandiff(features, labels, name, layer)  # without a difference the optimum is w = 0
+    tol = _TOL / max(1.0, c * len(labels))  # the solver divides the loss by c N
+    model = LogisticRegression(C=c, solver="newton-cholesky", tol=tol, max_iter=_MAX_ITER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # judged below, with the layer's name
+        weights = model.fit(features, labels).coef_[0]
+    side = 2.0 * labels - 1.0
+    # expit of the negative margin keeps its digits where 1 - expit(margin) would round to 0
+    missing = expit(-side * (features @ weights + model.intercept_[0]))
+    gradient = np.linalg.norm(weights - c * features.T @ (side * missing))
+    if model.n_iter_[0] >= _MAX_ITER or not gradient <= _GRADIENT * np.linalg.norm(weights):
+        raise UserError(
+            f"axis {name!r} of layer {layer}: the logistic regression did not converge in "
+            f"{model.n_iter_[0]} steps (gradient {gradient:.1e}): lower lr_c, now {c:g}"
+        )
+    return weights
+
+
+def _finish(
+    vectors: Mapping[str, np.ndarray],
+    data: np.ndarray,
+    mean: np.ndarray,
+    labels: np.ndarray,
+    variance_ratio: np.ndarray,
+    threshold: str,
+    layer: int,
+) -> AxisSet:
+    """Round to float32, then measure scales and thresholds with the rounded axes, as users will see them."""
+    names = tuple(vectors)
+    directions = np.stack([vector / np.linalg.norm(vector) for vector in vectors.values()])
+    directions, mean = directions.astype(np.float32), mean.astype(np.float32)
+    projections = _project(data, mean, directions)
+    scales = projections.std(axis=0).astype(np.float32)
+    bad = ~(np.isfinite(scales) & (scales > 0))
+    if bad.any():
+        raise UserError(
+            f"axis {names[bad.argmax()]!r} of layer {layer} is constant over the fitting sentences: leave "
+            "it out (max_pc, n_random), or check the hidden states of this layer"
+        )
+    scores = (projections / scales).astype(np.float32)
+    thresholds = np.median(scores, axis=0) if threshold == "median" else np.zeros_like(scales)
+    axes = AxisSet(names, directions, mean, scales, thresholds, variance_ratio.astype(np.float32), {})
+    return replace(axes, accuracy=axes.accuracy_on(data, labels))
+
+
+def _project(hidden: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return (N, K) float64; single precision would be dominated by the few huge coordinates of LLMs."""
+    return (np.asarray(hidden, dtype=np.float64) - mean) @ directions.T.astype(np.float64)
+
+
+def _is_pc(name: str) -> bool:
+    return re.fullmatch(r"pc\d+", name) is not None

@@ -1,0 +1,170 @@
+"""What control and report share: the fitted axes, the sentences, and the loop over units of work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from analysis.classifiers import AxisSet
+from analysis.prefix_tree import Counters, PrefixTree, Reading, Request
+from analysis.preparation import PREP_SETTINGS, load_axes
+from analysis.process_prompts import Prompts, load_prompts
+from analysis.store import Store, UnitKey, finished, read, write
+from analysis.trie import build_trie
+from configs.settings import Settings, as_plain
+from utils import LoadedModel, UserError, fingerprint
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[UnitKey], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Prepared sentences and axes of one model on one dataset, read from disk."""
+
+    store: Store
+    settings: Settings
+    prompts: Prompts
+    identity: Mapping[str, Any]
+    """What the axes depend on, as recorded by the preparation."""
+    sentences: list[str]
+    trial_rows: np.ndarray
+    """(n_trial,) rows that experiments draw from."""
+
+    def axes(self, layer: int) -> AxisSet:
+        """Return the axes of one layer."""
+        return _load(self.store, layer)[0]
+
+    def scores(self, layer: int, axis: str) -> np.ndarray:
+        """Return (B,) scores of every sentence on one axis, in training deviations."""
+        return _load(self.store, layer)[1]["scores"][:, self.axes(layer).index(axis)]
+
+    def labels(self, layer: int, axis: str) -> np.ndarray:
+        """Return (B,) int64: 1 where the score is above the axis's threshold."""
+        return (self.scores(layer, axis) > self.axes(layer).threshold(axis)).astype(np.int64)
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that have axes."""
+        return self.store.layers()
+
+    def check_model(self, lm: LoadedModel) -> None:
+        """Raise UserError if ``lm`` is not the model, or not in the precision, that the axes belong to."""
+        for field, now in (("model", lm.fingerprint), ("dtype", lm.dtype)):
+            if self.identity[field] != now:
+                raise UserError(
+                    f"the axes in {self.store.folder} were made with {field} {str(self.identity[field])[:16]}, "
+                    f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
+                    "main_prep.py --overwrite"
+                )
+
+
+@lru_cache(maxsize=256)
+def _load(store: Store, layer: int) -> tuple[AxisSet, dict[str, Any]]:
+    return load_axes(store, layer)
+
+
+def open_study(store: Store, settings: Settings) -> Study:
+    """Read the preparation of ``store``; wrong or missing preparations are errors with the command to run."""
+    layers = store.layers()
+    load_axes(store, layers[0] if layers else 0)  # the error for a missing preparation
+    identity = read(store.axes(layers[0]))["meta"]["identity"]
+    now = as_plain(settings)
+    differ = [name for name in PREP_SETTINGS if identity.get(name) != now[name]]
+    if differ:
+        shown = "; ".join(f"{name}: {identity.get(name)} there, {now[name]} now" for name in differ)
+        raise UserError(
+            f"the axes in {store.folder} were made with other settings ({shown}): give the same --config and "
+            "--seed, choose another --results folder, or run main_prep.py with --overwrite"
+        )
+    split = read(store.split, identity)
+    _load.cache_clear()
+    prompts = load_prompts(store.dataset)
+    return Study(store, settings, prompts, identity, split["sentences"], split["trial_rows"])
+
+
+def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Return what a unit depends on: the preparation, the prompts, and the settings ``names``."""
+    plain = as_plain(study.settings)
+    return {
+        "preparation": fingerprint(dict(study.identity)),
+        "prompts": fingerprint(asdict(study.prompts)),
+        "axis": key.axis,
+        "layer": key.layer,
+        "exp": key.exp,
+        **{name: plain[name] for name in names},
+        **more,
+    }
+
+
+def unit_keys(
+    kind: str, study: Study, axes: Iterable[str], layers: Iterable[int], exps: Iterable[int]
+) -> list[UnitKey]:
+    """Return all units of a grid, after checking that each axis exists at each layer."""
+    axes, layers, exps = list(axes), list(layers), list(exps)
+    for layer in layers:
+        for axis in axes:
+            study.axes(layer).index(axis)
+    return [UnitKey(kind, a, layer, e) for layer in layers for a in axes for e in exps]
+
+
+def unfinished(
+    store: Store, keys: Iterable[UnitKey], identity: Callable[[UnitKey], dict[str, Any]], overwrite: bool
+) -> list[UnitKey]:
+    """Return the units that are not on disk yet; one made with other settings is an error."""
+    return [key for key in keys if not finished(store.unit(key), identity(key), overwrite)]
+
+
+def run_units(
+    store: Store,
+    keys: Sequence[UnitKey],
+    identity: Callable[[UnitKey], dict[str, Any]],
+    work: Work,
+    about: Mapping[str, Any],
+) -> None:
+    """Do each unit and write its file; a killed run loses the current unit at most."""
+    with tqdm(keys, desc="units", unit="unit", disable=None) as bar:
+        for key in bar:
+            bar.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}")
+            start = time.perf_counter()
+            record = work(key)
+            seconds = time.perf_counter() - start
+            write(store.unit(key), {**record, "seconds": seconds}, identity(key), **about)
+
+
+def read_counted(
+    tree: PrefixTree, requests: Sequence[Request], layers: Sequence[int], answers: Sequence[int] = ()
+) -> tuple[list[Reading], dict[str, int]]:
+    """Run the engine with a bar over tokens; return the readings and the tokens forwarded."""
+    before = Counters(**asdict(tree.total))
+    distinct = len(build_trie([request.ids for request in requests]))
+    longest = sum(r.reply.max_new_tokens for r in requests if r.reply)
+    with tqdm(total=distinct + longest, unit="token", unit_scale=True, leave=False, disable=None) as bar:
+        readings = tree.read(requests, layers, answers, bar.update)
+    after = asdict(tree.total)
+    return readings, {name: after[name] - count for name, count in asdict(before).items()}
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest n in 0..most with ``fits(n)``, -1 if none; ``fits`` is monotonic."""
+    low, high = -1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def context_error(longest: int, limit: int, fits: int) -> UserError:
+    """Build the error for prompts beyond the context, raised before any work."""
+    return UserError(
+        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: at most {fits} examples "
+        "fit (set --n_train, or shots / report_examples with --config), or take a model with a longer context"
+    )

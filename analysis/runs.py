@@ -1,0 +1,95 @@
+"""Grids of units: what is missing is computed, the model is loaded only if something is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analysis.control import Control, check_finite, control_identity
+from analysis.experiment import Study, open_study, run_units, unfinished, unit_keys
+from analysis.prefix_tree import PrefixTree
+from analysis.process_hidden import choose_layers
+from analysis.report import Report, report_identity
+from analysis.store import Store, UnitKey
+from configs.settings import Settings, as_plain
+from utils import LoadedModel, load_model, model_name
+
+Models = dict[str, LoadedModel]
+
+
+def _loaded(models: Models | None, name: str, options: dict[str, Any]) -> LoadedModel:
+    if models is None or name not in models:
+        lm = load_model(name, **options)
+        if models is None:
+            return lm
+        models[name] = lm
+    return models[name]
+
+
+def _layers(study: Study, spec: str) -> Sequence[int]:
+    return choose_layers(spec, study.store.model, len(study.layers))
+
+
+def run_control(
+    store: Store, settings: Settings, axes: Iterable[str], layer: str, exps: Iterable[int], *,
+    token_budget: int | None = None, overwrite: bool = False, models: Models | None = None, **options: Any,
+) -> tuple[int, int]:
+    """Run the control experiments that are not on disk yet.
+
+    Args:
+        store: where the preparation lies and units go.
+        settings: see configs/settings.py.
+        axes: axis names.
+        layer: see process_hidden.choose_layers.
+        exps: experiment numbers.
+        token_budget: see PrefixTree.
+        overwrite: redo what exists.
+        models: loaded models by name, to be shared between stages.
+        options: device, dtype, attn_implementation of utils.load_model.
+
+    Returns:
+        (units done, units kept).
+    """  # fmt: skip
+    study = open_study(store, settings)
+    keys = unit_keys("imit", study, axes, _layers(study, layer), exps)
+
+    def identity(key: UnitKey) -> dict[str, Any]:
+        return control_identity(study, key)
+
+    todo = unfinished(store, keys, identity, overwrite)
+    if todo:
+        lm = _loaded(models, store.model, options)
+        control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
+        control.check(todo)
+        about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": store.dataset}
+        run_units(store, todo, identity, lambda key: check_finite(control.unit(key), key), about)
+    return len(todo), len(keys) - len(todo)
+
+
+def run_report(
+    source: Store, reader: str, settings: Settings, axes: Iterable[str], layer: str, exps: Iterable[int], *,
+    token_budget: int | None = None, overwrite: bool = False, models: Models | None = None, **options: Any,
+) -> tuple[int, int, Store]:
+    """Run the report experiments that are not on disk yet; see run_control.
+
+    ``reader`` is the model that reads the scores of ``source.model``. Returns also where the units went.
+    """  # fmt: skip
+    study = open_study(source, settings)
+    keys = unit_keys("pred", study, axes, _layers(study, layer), exps)
+    same = model_name(reader) == model_name(source.model)
+    store = source if same else Store(source.root, f"{model_name(reader)}_from_{model_name(source.model)}", source.dataset)
+    lm = None if same else _loaded(models, reader, options)
+
+    def identity(key: UnitKey) -> dict[str, Any]:
+        return report_identity(study, key, lm.fingerprint if lm and not same else None)
+
+    todo = unfinished(store, keys, identity, overwrite)
+    if todo:
+        lm = lm or _loaded(models, reader, options)
+        if same:
+            study.check_model(lm)
+        report = Report(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
+        report.check(todo)
+        about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": source.dataset}
+        run_units(store, todo, identity, report.unit, about)
+    return len(todo), len(keys) - len(todo), store

@@ -1,0 +1,70 @@
+"""Stage 2 of 3: can the model move its own activations along an axis?
+
+Reads   results/<model>/<dataset>/axes_layer<l>.pkl      (from main_prep.py)
+Writes  results/<model>/<dataset>/imit_<axis>_layer<l>_exp<e>.pkl, one per experiment
+        What exists is kept, so a killed run is resumed by the same command.
+Try     python main_imitexp.py --model smollm2 --dataset commonsense --pc 1 --imit_exp_end -1
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from analysis.cli import (
+    add_axis_flags,
+    add_run_flags,
+    base_parser,
+    chosen_axes,
+    experiment_range,
+    natural,
+    script,
+    settings_from,
+    setup_logging,
+)
+from analysis.store import Store
+
+log = logging.getLogger("main_imitexp")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags."""
+    parser = base_parser(__doc__)
+    add_run_flags(parser)
+    add_axis_flags(parser)
+    parser.add_argument(
+        "--imit_exp_start", type=natural, default=0, help="first experiment (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--imit_exp_end", type=int,
+        help="one past the last experiment; -1 is all n_experiments of the config; left out: a quick smoke run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n_train", dest="shots", type=natural, nargs="+", default=argparse.SUPPRESS,
+        help="numbers of examples in context, rising (default: shots of the config)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run control experiments; see the module's docstring."""
+    args = parse_args(argv)
+    setup_logging(args.log_level)
+    settings = settings_from(args, args.model)
+    exps = experiment_range(args.imit_exp_start, args.imit_exp_end, settings)
+
+    from analysis.runs import run_control
+
+    store = Store(args.results, args.model, args.dataset)
+    done, kept = run_control(
+        store, settings, chosen_axes(args), settings.layer, exps, device=args.device, dtype=args.dtype,
+        attn_implementation=args.attn_implementation, token_budget=args.token_budget, overwrite=args.overwrite,
+    )  # fmt: skip
+    log.info("%d new, %d kept, in %s", done, kept, store.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""Stage 3 of 3: can the model report its own activations along an axis?
+
+Reads   results/<config_s>/<dataset>/axes_layer<l>.pkl   (from main_prep.py)
+Writes  results/<config_e>/<dataset>/pred_<axis>_layer<l>_exp<e>.pkl, one per experiment
+        (results/<config_e>_from_<config_s>/... when one model reads the scores of another)
+        What exists is kept, so a killed run is resumed by the same command.
+Try     python main_predexp.py --config_s smollm2 --config_e smollm2 --dataset commonsense --pc 1 --pred_exp_end -1
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from analysis.cli import (
+    add_axis_flags,
+    add_run_flags,
+    base_parser,
+    chosen_axes,
+    experiment_range,
+    natural,
+    positive,
+    script,
+    settings_from,
+    setup_logging,
+)
+from analysis.store import Store
+
+log = logging.getLogger("main_predexp")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags."""
+    parser = base_parser(__doc__, model_flag=False)
+    parser.add_argument(
+        "--config_s", "--model", default="smollm2",
+        help="model whose activations give the scores (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--config_e", help="model that reads and reports them (default: the same)")
+    add_run_flags(parser)
+    add_axis_flags(parser)
+    parser.add_argument(
+        "--pred_exp_start", type=natural, default=0, help="first experiment (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pred_exp_end", type=int,
+        help="one past the last experiment; -1 is all n_experiments of the config; left out: a quick smoke run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n_train", dest="report_examples", type=positive, default=argparse.SUPPRESS,
+        help="examples in the conversation (default: report_examples of the config)",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run report experiments; see the module's docstring."""
+    args = parse_args(argv)
+    setup_logging(args.log_level)
+    settings = settings_from(args, args.config_s)
+    exps = experiment_range(args.pred_exp_start, args.pred_exp_end, settings)
+
+    from analysis.runs import run_report
+
+    source = Store(args.results, args.config_s, args.dataset)
+    done, kept, store = run_report(
+        source, args.config_e or args.config_s, settings, chosen_axes(args), settings.layer, exps,
+        device=args.device, dtype=args.dtype, attn_implementation=args.attn_implementation,
+        token_budget=args.token_budget, overwrite=args.overwrite,
+    )  # fmt: skip
+    log.info("%d new, %d kept, in %s", done, kept, store.folder)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

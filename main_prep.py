@@ -1,0 +1,43 @@
+"""Stage 1 of 3: hidden states of every sentence, axes of every layer, scores.
+
+Reads   data/<dataset>/sentences.csv
+Writes  results/<model>/<dataset>/split.pkl, hidden_layer<l>.pkl, axes_layer<l>.pkl
+        What exists is kept; a finished preparation takes seconds.
+Try     python main_prep.py --model smollm2 --dataset commonsense --process_hidden_method pcascore
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.cli import add_run_flags, base_parser, script, settings_from, setup_logging
+from analysis.store import Store
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the preparation; see the module's docstring."""
+    parser = base_parser(__doc__)
+    add_run_flags(parser)
+    parser.add_argument(
+        "--process_hidden_method", choices=("pcascore", "mean", "last", "each"), default="pcascore",
+        help="pcascore: sentence means, axes and scores; mean, last, each: hidden states only, over the sentence, "
+        "its last token, or every token (default: %(default)s)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    setup_logging(args.log_level)
+    settings = settings_from(args, args.model)
+
+    from analysis.preparation import prepare
+    from utils import load_model
+
+    lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
+    prepare(
+        lm, args.dataset, settings, Store(args.results, args.model, args.dataset),
+        method=args.process_hidden_method, token_budget=args.token_budget, overwrite=args.overwrite,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--imit_exp_end", type=int,
-        help="one past the last experiment; -1 is all n_experiments of the config; left out: a quick smoke run",
+        help="one past the last experiment; -1: all n_experiments of the config; left out: a quick smoke run",
     )  # fmt: skip
     parser.add_argument(
         "--n_train", dest="shots", type=natural, nargs="+", default=argparse.SUPPRESS,
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(args.results, args.model, args.dataset)
     done, kept = run_control(
         store, settings, chosen_axes(args), settings.layer, exps, device=args.device, dtype=args.dtype,
-        attn_implementation=args.attn_implementation, token_budget=args.token_budget, overwrite=args.overwrite,
+        attn_implementation=args.attn_implementation, token_budget=args.token_budget,
+        overwrite=args.overwrite,
     )  # fmt: skip
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0

@@ -4,7 +4,7 @@ Reads   results/<config_s>/<dataset>/axes_layer<l>.pkl   (from main_prep.py)
 Writes  results/<config_e>/<dataset>/pred_<axis>_layer<l>_exp<e>.pkl, one per experiment
         (results/<config_e>_from_<config_s>/... when one model reads the scores of another)
         What exists is kept, so a killed run is resumed by the same command.
-Try     python main_predexp.py --config_s smollm2 --config_e smollm2 --dataset commonsense --pc 1 --pred_exp_end -1
+Try     python main_predexp.py --config_s smollm2 --dataset commonsense --pc 1 --pred_exp_end -1
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--pred_exp_end", type=int,
-        help="one past the last experiment; -1 is all n_experiments of the config; left out: a quick smoke run",
+        help="one past the last experiment; -1: all n_experiments of the config; left out: a quick smoke run",
     )  # fmt: skip
     parser.add_argument(
         "--n_train", dest="report_examples", type=positive, default=argparse.SUPPRESS,

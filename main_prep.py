@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_flags(parser)
     parser.add_argument(
         "--process_hidden_method", choices=("pcascore", "mean", "last", "each"), default="pcascore",
-        help="pcascore: sentence means, axes and scores; mean, last, each: hidden states only, over the sentence, "
-        "its last token, or every token (default: %(default)s)",
+        help="pcascore: sentence means, axes and scores; mean, last, each: hidden states only, over the "
+        "sentence, its last token, or every token (default: %(default)s)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     setup_logging(args.log_level)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.settings import MODEL_ALIASES, SettingError, Settings, load_settings, setting_names
+from configs.settings import MODEL_ALIASES, Settings, load_settings, setting_names
 from utils import UserError
 
 Main = Callable[[Sequence[str] | None], int]
@@ -23,7 +23,7 @@ def script(main: Main) -> Main:
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
-        except (UserError, SettingError) as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -82,9 +82,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token_budget", type=positive, help="most tokens forwarded at once (default: by device)"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="redo what exists, also with other settings"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="redo what exists, also with other settings")
 
 
 def add_axis_flags(parser: argparse.ArgumentParser) -> None:

@@ -54,9 +54,7 @@ class Control:
 
     def order(self, exp: int) -> np.ndarray:
         """Return the rows of experiment ``exp``: the examples, then the last test sentence."""
-        return draw_order(
-            self.settings.seed, exp, self.study.trial_rows, self.settings.shots[-1] + 1
-        )
+        return draw_order(self.settings.seed, exp, self.study.trial_rows, self.settings.shots[-1] + 1)
 
     def length(self, rows: np.ndarray, n: int) -> int:
         """Return the tokens of the longest prompt with ``n`` examples, its reply included."""

@@ -10,12 +10,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from analysis.classifiers import AxisSet
 from analysis.prefix_tree import Counters, PrefixTree, Reading, Request
 from analysis.preparation import PREP_SETTINGS, load_axes
 from analysis.process_prompts import Prompts, load_prompts
+from analysis.progress import bar
 from analysis.store import Store, UnitKey, finished, read, write
 from analysis.trie import build_trie
 from configs.settings import Settings, as_plain
@@ -61,7 +61,7 @@ class Study:
         for field, now in (("model", lm.fingerprint), ("dtype", lm.dtype)):
             if self.identity[field] != now:
                 raise UserError(
-                    f"the axes in {self.store.folder} were made with {field} {str(self.identity[field])[:16]}, "
+                    f"the axes in {self.store.folder} were made with {field} {self.identity[field][:16]}, "
                     f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
                     "main_prep.py --overwrite"
                 )
@@ -131,9 +131,9 @@ def run_units(
     about: Mapping[str, Any],
 ) -> None:
     """Do each unit and write its file; a killed run loses the current unit at most."""
-    with tqdm(keys, desc="units", unit="unit", disable=None) as bar:
-        for key in bar:
-            bar.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}")
+    with bar(keys, desc="units", unit="unit") as shown:
+        for key in shown:
+            shown.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}")
             start = time.perf_counter()
             record = work(key)
             seconds = time.perf_counter() - start
@@ -147,8 +147,8 @@ def read_counted(
     before = Counters(**asdict(tree.total))
     distinct = len(build_trie([request.ids for request in requests]))
     longest = sum(r.reply.max_new_tokens for r in requests if r.reply)
-    with tqdm(total=distinct + longest, unit="token", unit_scale=True, leave=False, disable=None) as bar:
-        readings = tree.read(requests, layers, answers, bar.update)
+    with bar(total=distinct + longest, unit="token", unit_scale=True, leave=False) as shown:
+        readings = tree.read(requests, layers, answers, shown.update)
     after = asdict(tree.total)
     return readings, {name: after[name] - count for name, count in asdict(before).items()}
 
@@ -165,6 +165,6 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
 def context_error(longest: int, limit: int, fits: int) -> UserError:
     """Build the error for prompts beyond the context, raised before any work."""
     return UserError(
-        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: at most {fits} examples "
-        "fit (set --n_train, or shots / report_examples with --config), or take a model with a longer context"
+        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: at most {fits} "
+        "examples fit (set --n_train, or shots / report_examples with --config), or take a model with more"
     )

@@ -140,9 +140,7 @@ class PrefixTree:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of reply tokens, exactly as written."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def check_context(model: PreTrainedModel, requests: Sequence[Request]) -> None:

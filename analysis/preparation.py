@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from analysis.classifiers import AxisSet, fit_axes
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
+from analysis.progress import bar
 from analysis.store import Store, finished, read, write
 from analysis.trials import axis_turns
 from configs.settings import Settings, as_plain
@@ -39,8 +39,14 @@ def prep_identity(lm: LoadedModel, dataset: Dataset, settings: Settings) -> dict
 
 
 def prepare(
-    lm: LoadedModel, key: str, settings: Settings, store: Store, *, method: str = "pcascore",
-    token_budget: int | None = None, overwrite: bool = False,
+    lm: LoadedModel,
+    key: str,
+    settings: Settings,
+    store: Store,
+    *,
+    method: str = "pcascore",
+    token_budget: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the split, and per layer the pooled hidden states and (``pcascore``) axes with scores.
 
@@ -55,7 +61,9 @@ def prepare(
     identity = prep_identity(lm, dataset, settings)
     about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": key}
     layers = range(lm.n_layers)
-    last_files = [store.axes(layer) if method == "pcascore" else store.hidden(layer, method) for layer in layers]
+    last_files = [
+        store.axes(layer) if method == "pcascore" else store.hidden(layer, method) for layer in layers
+    ]
     identity_of = identity if method == "pcascore" else {**identity, "method": method}
     if all([finished(path, identity_of, overwrite) for path in last_files]):
         log.info("preparation is there already: %s", store.folder)
@@ -67,7 +75,7 @@ def prepare(
         _write_each(tree, encoded, store, lm, identity_of, about)
         return
     pooled = pool_sentences(tree, encoded, layers, last_token=method == "last")
-    for layer in tqdm(layers, desc="fitting axes", unit="layer", disable=None):
+    for layer in bar(layers, desc="fitting axes", unit="layer"):
         hidden = np.ascontiguousarray(pooled[:, layer])
         write(store.hidden(layer, method), {"hidden": hidden}, identity_of, **about)
         if method == "pcascore":
@@ -89,17 +97,15 @@ def pool_sentences(
     if last_token:
         spans = [(stop - 1, stop) for _, stop in spans]
     requests = [Request(e.ids, [span]) for e, span in zip(encoded, spans, strict=True)]
-    with tqdm(desc="reading sentences", unit="token", unit_scale=True, disable=None) as bar:
+    with bar(desc="reading sentences", unit="token", unit_scale=True) as shown:
         from analysis.trie import build_trie
 
-        bar.total = len(build_trie([r.ids for r in requests]))
-        readings = tree.read(requests, layers, progress=bar.update)
+        shown.total = len(build_trie([r.ids for r in requests]))
+        readings = tree.read(requests, layers, progress=shown.update)
     return np.stack([reading.pooled[0] for reading in readings])
 
 
-def fit_layer(
-    hidden: np.ndarray, dataset: Dataset, split: Split, settings: Settings, layer: int
-) -> AxisSet:
+def fit_layer(hidden: np.ndarray, dataset: Dataset, split: Split, settings: Settings, layer: int) -> AxisSet:
     """Fit the axes of one layer on the fitting half of ``hidden`` (B, D)."""
     return fit_axes(
         hidden[split.axis_rows], dataset.labels[split.axis_rows], lr_c=settings.lr_c,
@@ -108,9 +114,7 @@ def fit_layer(
     )  # fmt: skip
 
 
-def _axes_record(
-    axes: AxisSet, hidden: np.ndarray, dataset: Dataset, split: Split
-) -> dict[str, Any]:
+def _axes_record(axes: AxisSet, hidden: np.ndarray, dataset: Dataset, split: Split) -> dict[str, Any]:
     scores = axes.scores(hidden)
     return {**axes.as_record(), "scores": scores, "accuracy": _accuracies(axes, scores, dataset, split)}
 
@@ -139,8 +143,12 @@ def _split_record(dataset: Dataset, split: Split) -> dict[str, Any]:
 
 
 def _write_each(
-    tree: PrefixTree, encoded: Sequence[Encoded], store: Store, lm: LoadedModel,
-    identity: Mapping[str, Any], about: Mapping[str, Any],
+    tree: PrefixTree,
+    encoded: Sequence[Encoded],
+    store: Store,
+    lm: LoadedModel,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> None:
     """Write every token's state, as many layers per pass as fit into a gigabyte."""  # fmt: skip
     spans = [[(t, t + 1) for t in range(*e.spans[0])] for e in encoded]
@@ -149,7 +157,7 @@ def _write_each(
     width = lm.model.config.get_text_config().hidden_size
     at_once = max(1, _BYTES_AT_ONCE // (tokens * width * 4))
     requests = [Request(e.ids, s) for e, s in zip(encoded, spans, strict=True)]
-    for first in tqdm(range(0, lm.n_layers, at_once), desc="reading every token", unit="pass", disable=None):
+    for first in bar(range(0, lm.n_layers, at_once), desc="reading every token", unit="pass"):
         layers = range(first, min(first + at_once, lm.n_layers))
         pooled = np.concatenate([reading.pooled for reading in tree.read(requests, layers)])
         for slot, layer in enumerate(layers):

@@ -101,5 +101,7 @@ def choose_layers(spec: str, model: str, n_layers: int) -> tuple[int, ...]:
         raise unknown("layer", spec, ("all", "middle", "selected", "numbers such as 7,15"), "--help")
     layers = tuple(dict.fromkeys(int(part) for part in spec.split(",")))
     if max(layers) >= n_layers:
-        raise UserError(f"layer {max(layers)}: {model} has layers 0..{n_layers - 1} (0 is after the first block)")
+        raise UserError(
+            f"layer {max(layers)}: {model} has layers 0..{n_layers - 1} (0 is after the first block)"
+        )
     return layers

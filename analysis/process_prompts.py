@@ -139,8 +139,8 @@ class Prompter:
         rendered = self._render([(t.role, t.content) for t in turns], reply)
         if rendered != text:
             raise UserError(
-                "the chat template does not keep the text of the turns as it is, so sentences cannot be found "
-                f"in it; near: {_first_difference(rendered, text)!r}"
+                "the chat template does not keep the text of the turns as it is, so sentences cannot be "
+                f"found in it; near: {_first_difference(rendered, text)!r}"
             )
         return text, starts
 
@@ -194,8 +194,8 @@ class Prompter:
         else:
             text = ""
         raise UserError(
-            f"the tokens of {wanted!r} decode to {text!r}: the tokenizer merges it with its surroundings, so its "
-            "activation cannot be read; change the text or the prompt format"
+            f"the tokens of {wanted!r} decode to {text!r}: the tokenizer merges it with its surroundings, so "
+            "its activation cannot be read; change the text or the prompt format"
         )
 
 
@@ -259,6 +259,8 @@ def load_prompts(dataset: str) -> Prompts:
     for key, text in texts.items():
         names = {name for _, name, _, _ in string.Formatter().parse(str(text)) if name is not None}
         if names != places.get(key, set()):
-            raise UserError(f"{path}: {key} must hold {places.get(key) or 'no'} braces, not {names or 'none'}")
+            raise UserError(
+                f"{path}: {key} must hold {places.get(key) or 'no'} braces, not {names or 'none'}"
+            )
     texts["user_turn"] = turns.get(dataset, texts["user_turn"])
     return Prompts(**{key: str(text).strip() for key, text in texts.items()})

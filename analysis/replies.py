@@ -152,9 +152,7 @@ class ReplyMeans:
         if self.sums[slot] is None:
             shape = (len(self.replies), hidden.shape[-1])
             self.sums[slot] = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
-            self.rings[slot] = torch.zeros(
-                (HELD_BACK + 1, *shape), dtype=torch.float32, device=hidden.device
-            )
+            self.rings[slot] = torch.zeros((HELD_BACK + 1, *shape), dtype=torch.float32, device=hidden.device)
         place = [(len(self.replies[r].ids) - 1) % (HELD_BACK + 1) for r in rows]
         self.rings[slot][place, list(rows)] = hidden.float()
 

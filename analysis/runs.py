@@ -31,8 +31,16 @@ def _layers(study: Study, spec: str) -> Sequence[int]:
 
 
 def run_control(
-    store: Store, settings: Settings, axes: Iterable[str], layer: str, exps: Iterable[int], *,
-    token_budget: int | None = None, overwrite: bool = False, models: Models | None = None, **options: Any,
+    store: Store,
+    settings: Settings,
+    axes: Iterable[str],
+    layer: str,
+    exps: Iterable[int],
+    *,
+    token_budget: int | None = None,
+    overwrite: bool = False,
+    models: Models | None = None,
+    **options: Any,
 ) -> tuple[int, int]:
     """Run the control experiments that are not on disk yet.
 
@@ -67,8 +75,17 @@ def run_control(
 
 
 def run_report(
-    source: Store, reader: str, settings: Settings, axes: Iterable[str], layer: str, exps: Iterable[int], *,
-    token_budget: int | None = None, overwrite: bool = False, models: Models | None = None, **options: Any,
+    source: Store,
+    reader: str,
+    settings: Settings,
+    axes: Iterable[str],
+    layer: str,
+    exps: Iterable[int],
+    *,
+    token_budget: int | None = None,
+    overwrite: bool = False,
+    models: Models | None = None,
+    **options: Any,
 ) -> tuple[int, int, Store]:
     """Run the report experiments that are not on disk yet; see run_control.
 
@@ -77,7 +94,11 @@ def run_report(
     study = open_study(source, settings)
     keys = unit_keys("pred", study, axes, _layers(study, layer), exps)
     same = model_name(reader) == model_name(source.model)
-    store = source if same else Store(source.root, f"{model_name(reader)}_from_{model_name(source.model)}", source.dataset)
+    store = (
+        source
+        if same
+        else Store(source.root, f"{model_name(reader)}_from_{model_name(source.model)}", source.dataset)
+    )
     lm = None if same else _loaded(models, reader, options)
 
     def identity(key: UnitKey) -> dict[str, Any]:

@@ -42,14 +42,14 @@ def draw_order(seed: int, exp: int, pool: np.ndarray, length: int) -> np.ndarray
     """
     if length > len(pool):
         raise UserError(
-            f"{length} sentences are needed (the examples, and for control a test sentence), but the trial pool "
-            f"has {len(pool)}: use fewer examples (--n_train, report_examples) or a larger n_trial"
+            f"{length} sentences are needed (the examples, and for control a test sentence), but the trial "
+            f"pool has {len(pool)}: use fewer examples (--n_train, report_examples) or a larger n_trial"
         )
     return generator(seed, "experiment", exp).permutation(pool)[:length]
 
 
 def control_trials(shots: Sequence[int], modes: Sequence[str]) -> list[ControlTrial]:
-    """Return the 2x2 counterbalanced trials of one experiment: labels as they are or flipped, times target."""
+    """Return the 2x2 counterbalanced trials of one experiment: labels as they are or flipped, by target."""
     return [
         ControlTrial(n, flip, target, mode)
         for n in shots
@@ -80,9 +80,7 @@ def control_turns(
     return turns
 
 
-def report_turns(
-    prompts: Prompts, sentences: Sequence[str], labels: Sequence[int], flip: bool
-) -> list[Turn]:
+def report_turns(prompts: Prompts, sentences: Sequence[str], labels: Sequence[int], flip: bool) -> list[Turn]:
     """Return the one conversation of a report experiment, every label marked."""
     turns = [Turn("system", prompts.report_system)]
     return turns + _examples(prompts, sentences, labels, flip, mark_labels=True)

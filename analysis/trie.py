@@ -115,9 +115,7 @@ class Plan:
     slots: int
 
 
-def make_plan(
-    trie: Trie, replies: dict[int, int], token_budget: int, decode_slots: int = 16384
-) -> Plan:
+def make_plan(trie: Trie, replies: dict[int, int], token_budget: int, decode_slots: int = 16384) -> Plan:
     """Order the work: a trunk is forwarded causally, what hangs off it in packed rows.
 
     Args:

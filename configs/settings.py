@@ -109,7 +109,11 @@ class Settings:
         )
 
 
-class SettingError(ValueError):
+class UserError(ValueError):
+    """A mistake in the input that the user can mend; scripts print it as one line and exit with 2."""
+
+
+class SettingError(UserError):
     """A setting with an unknown name, a wrong type or a value out of range."""
 
 
@@ -155,9 +159,7 @@ def apply(base: Settings, changes: Mapping[str, Any], source: str) -> Settings:
     kinds = typing.get_type_hints(Settings)
     for key in changes:
         if key not in kinds:
-            raise SettingError(
-                f"{source}: unknown setting {key!r}: choose from {', '.join(sorted(kinds))}"
-            )
+            raise SettingError(f"{source}: unknown setting {key!r}: choose from {', '.join(sorted(kinds))}")
     try:
         return replace(base, **{k: coerce(k, v, kinds[k]) for k, v in changes.items()})
     except SettingError as error:

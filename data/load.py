@@ -72,7 +72,9 @@ def read_sentences(path: Path, key: str) -> Dataset:
             reader = csv.DictReader(handle, strict=True)
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}:1: missing columns {', '.join(missing)}; needed: {', '.join(COLUMNS)}")
+                raise UserError(
+                    f"{path}:1: missing columns {', '.join(missing)}; needed: {', '.join(COLUMNS)}"
+                )
             rows = [_row(path, reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a UTF-8 CSV file: {error}") from None
@@ -89,7 +91,9 @@ def read_sentences(path: Path, key: str) -> Dataset:
 
 def _row(path: Path, line: int, row: dict[str | None, str | None]) -> tuple[str, str, str, int]:
     if None in row or any(row[c] is None for c in COLUMNS):
-        raise UserError(f"{path}:{line}: {len(row)} fields do not match the header; quote commas in sentences")
+        raise UserError(
+            f"{path}:{line}: {len(row)} fields do not match the header; quote commas in sentences"
+        )
     sentence, label = " ".join(row["sentence"].split()), row["label"].strip()
     if label not in ("0", "1"):
         raise UserError(f"{path}:{line}: label {label!r} must be 0 or 1")
@@ -116,7 +120,7 @@ def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Spl
     counts = np.bincount(dataset.labels, minlength=2)
     if not counts.all():
         raise UserError(
-            f"dataset {dataset.key!r} has sentences of label {int(counts.argmax())} only: axes need both classes"
+            f"dataset {dataset.key!r} has sentences of label {int(counts.argmax())} only: axes need both"
         )
     members: dict[int, list[int]] = {}
     for row, group in enumerate(dataset.groups.tolist()):
@@ -127,15 +131,13 @@ def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Spl
     trial_rows, _ = _fill(rest, dataset.labels, n_trial)
     if len(axis_rows) < n_axis or len(trial_rows) < n_trial:
         raise UserError(
-            f"dataset {dataset.key!r} has {counts[0]} + {counts[1]} sentences of labels 0 + 1 in {len(groups)} "
-            f"groups, too few for n_axis = {n_axis} and n_trial = {n_trial}: lower them with --config"
+            f"dataset {dataset.key!r} has {counts[0]} + {counts[1]} sentences of labels 0 + 1 in "
+            f"{len(groups)} groups, too few for n_axis {n_axis} and n_trial {n_trial}: lower them (--config)"
         )
     return Split(np.array(axis_rows), np.array(trial_rows))
 
 
-def _fill(
-    groups: Sequence[list[int]], labels: np.ndarray, size: int
-) -> tuple[list[int], list[list[int]]]:
+def _fill(groups: Sequence[list[int]], labels: np.ndarray, size: int) -> tuple[list[int], list[list[int]]]:
     """Take groups in order while neither class exceeds half of ``size``; return rows and what is left."""
     taken: list[int] = []
     left: list[list[int]] = []

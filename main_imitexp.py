@@ -22,8 +22,8 @@ from analysis.cli import (
     script,
     settings_from,
     setup_logging,
+    store_from,
 )
-from analysis.store import Store
 
 log = logging.getLogger("main_imitexp")
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from analysis.runs import run_control
 
-    store = Store(args.results, args.model, args.dataset)
+    store = store_from(args, args.model)
     done, kept = run_control(
         store, settings, chosen_axes(args), settings.layer, exps, device=args.device, dtype=args.dtype,
         attn_implementation=args.attn_implementation, token_budget=args.token_budget,

@@ -24,8 +24,8 @@ from analysis.cli import (
     script,
     settings_from,
     setup_logging,
+    store_from,
 )
-from analysis.store import Store
 
 log = logging.getLogger("main_predexp")
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from analysis.runs import run_report
 
-    source = Store(args.results, args.config_s, args.dataset)
+    source = store_from(args, args.config_s)
     done, kept, store = run_report(
         source, args.config_e or args.config_s, settings, chosen_axes(args), settings.layer, exps,
         device=args.device, dtype=args.dtype, attn_implementation=args.attn_implementation,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.cli import add_run_flags, base_parser, script, settings_from, setup_logging
-from analysis.store import Store
+from analysis.cli import add_run_flags, base_parser, script, settings_from, setup_logging, store_from
 
 
 @script
@@ -29,11 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.model)
 
     from analysis.preparation import prepare
+    from data.load import load_dataset
     from utils import load_model
+
+    load_dataset(args.dataset)  # its mistakes show before a large model is loaded
 
     lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
     prepare(
-        lm, args.dataset, settings, Store(args.results, args.model, args.dataset),
+        lm, args.dataset, settings, store_from(args, args.model),
         method=args.process_hidden_method, token_budget=args.token_budget, overwrite=args.overwrite,
     )  # fmt: skip
     return 0

@@ -15,7 +15,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli import add_run_flags, base_parser, positive, script, settings_from, setup_logging
+from analysis.cli import (
+    add_run_flags,
+    base_parser,
+    positive,
+    script,
+    settings_from,
+    setup_logging,
+    store_from,
+)
 from analysis.store import Store, provenance
 from configs.settings import Settings, as_plain
 
@@ -43,7 +51,10 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     """Run preparation, report and control; each keeps what it finds on disk."""
     from analysis.preparation import prepare
     from analysis.runs import run_control, run_report
+    from data.load import load_dataset
     from utils import load_model
+
+    load_dataset(args.dataset)  # its mistakes show before a large model is loaded
 
     options = {
         "device": args.device,
@@ -86,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(args.log_level)
     start = time.perf_counter()
     settings = settings_from(args, args.model)
-    store = Store(args.results, args.model, args.dataset)
+    store = store_from(args, args.model)
     run_stages(args, settings, store)
     log.info("figures and report page")
     paths, page, text = present(settings, store)

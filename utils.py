@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Threads that wait by sleeping: spinning makes PyTorch several times slower on a CPU that is shared with other
-# jobs. Read when torch is first imported, so it stands here.
+# Threads wait by sleeping: spinning makes PyTorch several times slower on a CPU shared with other jobs.
+# Read when torch is first imported, so it stands here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -37,12 +41,11 @@ def unknown(kind: str, got: object, known: Iterable[object], where: str) -> User
     return UserError(f"unknown {kind} {got!r}: choose from {', '.join(map(str, known))} (see {where})")
 
 
-# ---------------------------------------------------------------- seeds and fingerprints
-
-
 def generator(seed: int, *stream: int | str) -> np.random.Generator:
     """Return a generator of its own for ``(seed, *stream)``; equal arguments give equal draws."""
-    words = [part if isinstance(part, int) else _word(part) for part in (seed, *stream)]
+    words = [
+        part if isinstance(part, int) else _word(part) for part in (len(stream), seed, *stream)
+    ]  # the length: trailing zeros count
     return np.random.default_rng(words)
 
 
@@ -65,23 +68,71 @@ def fingerprint(*parts: object) -> str:
 
 # ---------------------------------------------------------------- pickles
 
-_NUMPY = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-_SAFE = {"numpy.ndarray", "numpy.dtype", "builtins.set", "builtins.frozenset", "builtins.complex"}
-_SAFE |= {f"numpy.{core}.{name}" for core in ("_core", "core") for name in _NUMPY}
+_END = b"sha256:"  # after the pickle, which ends itself; then the digest of what comes before
+
+
+class _DType:
+    """Stands in for numpy.dtype while reading: plain numbers, booleans and text only."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        if not re.fullmatch(r"[biufcSU]\d{1,9}", name):
+            raise pickle.UnpicklingError(f"it holds objects or structures (array type {name!r})")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"it has an array of byte order {state[1]!r}")
+        self.order = state[1]
+
+    def read(self, raw: bytes) -> np.ndarray:
+        dtype = np.dtype(self.order + self.name)
+        return np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)
+
+
+def _array(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *rest: object) -> np.ndarray:
+    return dtype.read(raw).reshape(shape, order=order)
+
+
+_READERS = {
+    "numpy._core.numeric._frombuffer": _array, "numpy.core.numeric._frombuffer": _array,
+    "numpy._core.multiarray.scalar": lambda dtype, raw: dtype.read(raw)[0] if len(raw) else np.str_(),
+    "numpy.dtype": _DType,
+    "builtins.set": set, "builtins.frozenset": frozenset, "builtins.complex": complex,
+}  # fmt: skip
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads builtins and numpy arrays; any other name in the file is refused, nothing is executed."""
+    """Reads builtins and numpy arrays with functions of our own; nothing that the file names is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _SAFE:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which results never contain")
-        return super().find_class(module, name)
+        reader = _READERS.get(f"{module}.{name}")
+        if reader is None:
+            what = "object arrays are refused" if module.startswith("numpy") else "results never contain it"
+            raise pickle.UnpicklingError(f"it names {module}.{name}: {what}")
+        return reader
+
+
+class _Pickler(pickle.Pickler):
+    """Writes every array in one piece, which is the only form that is read back."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return NotImplemented
+        if value.dtype.kind not in "biufcSU":
+            raise TypeError(f"results hold arrays of numbers, booleans and text, not {value.dtype}")
+        whole = value.flags.c_contiguous or value.flags.f_contiguous
+        return NotImplemented if whole else np.ascontiguousarray(value).__reduce_ex__(5)
 
 
 def save_pickle(record: dict[str, Any], path: Path) -> None:
-    """Write ``record`` (builtins and numpy arrays) so that ``path`` is either absent, old, or whole."""
-    save_bytes(pickle.dumps(record, protocol=5), path)
+    """Write ``record`` (builtins and numpy arrays) so that ``path`` is either absent, old, or whole.
+
+    The file is an ordinary pickle followed by a checksum, which ``pickle.load`` ignores.
+    """
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5).dump(record)
+    payload = stream.getvalue()
+    save_bytes(payload + _END + hashlib.sha256(payload).digest(), path)
 
 
 def save_bytes(payload: bytes, path: Path) -> None:
@@ -98,6 +149,13 @@ def save_bytes(payload: bytes, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, MemoryError, TypeError,
+    ValueError, OverflowError, RuntimeError, SystemError,
+)  # fmt: skip
+"""What a damaged pickle can raise."""
+
+
 def load_pickle(path: Path) -> dict[str, Any]:
     """Read a result file with the restricted unpickler.
 
@@ -105,9 +163,11 @@ def load_pickle(path: Path) -> dict[str, Any]:
         UserError: the file is damaged, foreign, or not a dict; the message names it.
     """
     try:
-        record = _Unpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError,
-            MemoryError, TypeError, ValueError, OverflowError) as error:  # fmt: skip
+        payload, end, digest = path.read_bytes().rpartition(_END)
+        if not end or hashlib.sha256(payload).digest() != digest:
+            raise pickle.UnpicklingError("its checksum is missing or wrong")
+        record = _Unpickler(io.BytesIO(payload)).load()
+    except _BROKEN as error:
         raise UserError(
             f"{path} is not a readable result file ({error}): move it away and run the command again"
         ) from None
@@ -207,17 +267,20 @@ def _dtype(name: str, device: str) -> torch.dtype:
 def _model_errors(name: str, target: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        text = str(error)
-        if "gated" in text or "401" in text or "403" in text:
+    except UserError:
+        raise
+    except Exception as error:  # loaders of several libraries: tokenizers raises the bare class
+        log.debug("loading %s failed", target, exc_info=True)
+        text = str(error) or type(error).__name__
+        if "gated repo" in text or "401 Client" in text or "403 Client" in text:
             raise UserError(
                 f"model {name!r} ({target}) is gated: accept its licence on the model's page, then run "
                 "`hf auth login` (or set HF_TOKEN) and try again"
             ) from None
-        known = ", ".join(MODEL_ALIASES)
         raise UserError(
-            f"cannot load model {name!r} ({target}): give an alias ({known}), a hub name, a folder or a "
-            f".gguf file, and check the network; the loader said: {text.splitlines()[0]}"
+            f"cannot load model {name!r} ({target}): give an alias ({', '.join(MODEL_ALIASES)}), a hub name, "
+            "a folder or a .gguf file; check the network, --device, --attn_implementation. The loader said: "
+            f"{text.strip().splitlines()[0]}"
         ) from None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.store import Store
 from configs.settings import MODEL_ALIASES, Settings, load_settings, setting_names
 from utils import UserError
 
@@ -109,6 +111,13 @@ def settings_from(args: argparse.Namespace, model: str) -> Settings:
     """Return the settings for ``model``: YAML files, then the flags that name a setting."""
     flags: dict[str, Any] = {k: v for k, v in vars(args).items() if k in setting_names()}
     return load_settings(model, getattr(args, "config", None), flags)
+
+
+def store_from(args: argparse.Namespace, model: str) -> Store:
+    """Return where results go, with the flags that commands in error messages must repeat."""
+    given = {name: getattr(args, name, None) for name in ("config", "seed", "dtype")}
+    words = [(f"--{name}", str(value)) for name, value in given.items() if value not in (None, "auto")]
+    return Store(args.results, model, args.dataset, "".join(f" {shlex.join(pair)}" for pair in words))
 
 
 def experiment_range(start: int, end: int | None, settings: Settings) -> range:

@@ -9,11 +9,12 @@ Shape letters: T trials   K axes   L layers   D hidden size
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from analysis.experiment import Study, context_error, largest_that_fits, read_counted, unit_identity
+from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_prompts import Prompter
 from analysis.replies import Sampling
@@ -44,13 +45,9 @@ class Control:
 
     def check(self, keys: Iterable[UnitKey]) -> None:
         """Raise UserError before any work if an experiment lacks sentences or its prompt does not fit."""
-        limit = self.lm.max_positions
-        for exp in sorted({key.exp for key in keys}):
-            rows = self.order(exp)
-            longest = max(self.length(rows, n) for n in (self.settings.shots[-1],))
-            if limit is not None and longest > limit:
-                most = largest_that_fits(lambda n: self.length(rows, n) <= limit, self.settings.shots[-1])  # noqa: B023
-                raise context_error(longest, limit, most)
+        orders = [self.order(exp) for exp in sorted({key.exp for key in keys})]
+        lengths = [partial(self.length, rows) for rows in orders]
+        check_fits(lengths, self.settings.shots[-1], self.lm.max_positions)
 
     def order(self, exp: int) -> np.ndarray:
         """Return the rows of experiment ``exp``: the examples, then the last test sentence."""

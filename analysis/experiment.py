@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.classifiers import AxisSet
+from analysis.missing import command
 from analysis.prefix_tree import Counters, PrefixTree, Reading, Request
 from analysis.preparation import PREP_SETTINGS, load_axes
 from analysis.process_prompts import Prompts, load_prompts
@@ -76,7 +77,9 @@ def open_study(store: Store, settings: Settings) -> Study:
     """Read the preparation of ``store``; wrong or missing preparations are errors with the command to run."""
     layers = store.layers()
     load_axes(store, layers[0] if layers else 0)  # the error for a missing preparation
-    identity = read(store.axes(layers[0]))["meta"]["identity"]
+    meta = read(store.axes(layers[0]))["meta"]
+    identity = meta["identity"]
+    _check_complete(store, layers, meta.get("n_layers", len(layers)))
     now = as_plain(settings)
     differ = [name for name in PREP_SETTINGS if identity.get(name) != now[name]]
     if differ:
@@ -89,6 +92,13 @@ def open_study(store: Store, settings: Settings) -> Study:
     _load.cache_clear()
     prompts = load_prompts(store.dataset)
     return Study(store, settings, prompts, identity, split["sentences"], split["trial_rows"])
+
+
+def _check_complete(store: Store, layers: Sequence[int], n_layers: int) -> None:
+    missing = sorted(set(range(n_layers)) - set(layers))
+    if missing or not store.split.exists():
+        what = f"axes of layers {', '.join(map(str, missing))}" if missing else store.split.name
+        raise UserError(f"the preparation in {store.folder} lacks {what}: run `{command(store)}`")
 
 
 def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any) -> dict[str, Any]:
@@ -162,9 +172,24 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def context_error(longest: int, limit: int, fits: int) -> UserError:
-    """Build the error for prompts beyond the context, raised before any work."""
-    return UserError(
-        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: at most {fits} "
-        "examples fit (set --n_train, or shots / report_examples with --config), or take a model with more"
+def check_fits(lengths: Sequence[Callable[[int], int]], most: int, limit: int | None) -> None:
+    """Raise UserError if a prompt with ``most`` examples is longer than the model's context.
+
+    Args:
+        lengths: per experiment, the tokens of the longest prompt with n examples.
+        most: examples wanted.
+        limit: the model's context in tokens, None if unknown.
+    """
+    longest = max((length(most) for length in lengths), default=0)
+    if limit is None or longest <= limit:
+        return
+    fits = min(largest_that_fits(lambda n, of=of: of(n) <= limit, most) for of in lengths)
+    advice = (
+        f"at most {fits} examples fit (set --n_train, or shots / report_examples with --config)"
+        if fits > 0
+        else "not even one example fits"
+    )
+    raise UserError(
+        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: {advice}; or take "
+        "a model with a longer context"
     )

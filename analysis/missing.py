@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from analysis.store import Store, UnitKey
@@ -24,7 +25,7 @@ def command(store: Store, kind: str | None = None, axis: str = "lr", layer: int 
         is_pc = axis.startswith("pc") and axis[2:].isdigit()
         words += ["--pc", axis[2:]] if is_pc else ["--clf", axis]
         words += ["--layer", "middle" if layer is None else str(layer), f"--{kind}_exp_end", "-1"]
-    return " ".join(words)
+    return shlex.join(words) + store.flags
 
 
 def no_axes(store: Store) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.classifiers import AxisSet, fit_axes
+from analysis.missing import command
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
 from analysis.progress import bar
@@ -59,7 +60,12 @@ def prepare(
     dataset = load_dataset(key)
     split = split_dataset(dataset, settings.n_axis, settings.n_trial, settings.seed)
     identity = prep_identity(lm, dataset, settings)
-    about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": key}
+    about = {
+        "settings": dict(as_plain(settings)),
+        "model_name": lm.name,
+        "dataset_key": key,
+        "n_layers": lm.n_layers,
+    }
     layers = range(lm.n_layers)
     last_files = [
         store.axes(layer) if method == "pcascore" else store.hidden(layer, method) for layer in layers
@@ -169,9 +175,6 @@ def load_axes(store: Store, layer: int, identity: Mapping[str, Any] | None = Non
     """Return the axes of one layer and the whole record, or say which command makes them."""
     path = store.axes(layer)
     if not path.exists():
-        raise UserError(
-            f"no axes for layer {layer} ({path}): run `python main_prep.py --model {store.model} --dataset "
-            f"{store.dataset} --results {store.root}`"
-        )
+        raise UserError(f"no axes for layer {layer} ({path}): run `{command(store)}`")
     record = read(path, identity)
     return AxisSet.from_record(record), record

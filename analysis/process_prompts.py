@@ -189,7 +189,7 @@ class Prompter:
         if len(inside):
             start, stop = int(inside[0]), int(inside[-1]) + 1
             text = self.tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
-            if text.strip() == wanted.strip():
+            if text.lstrip(" ") == wanted:  # many tokenizers join a word to the space before it
                 return start, stop
         else:
             text = ""
@@ -250,17 +250,31 @@ def load_prompts(dataset: str) -> Prompts:
     """Return the prompt texts, with the dataset's own user turn if it has one."""
     path = CONFIG_DIR / "meta_prompts.yml"
     texts = read_yaml(path)
-    turns = texts.pop("user_turns", {}) or {}
+    turns = texts.pop("user_turns", None) or {}
     fields = Prompts.__dataclass_fields__
     if texts.keys() != fields.keys():
         wrong = sorted(texts.keys() ^ fields.keys())
         raise UserError(f"{path}: missing or unknown {', '.join(wrong)}; the keys are {', '.join(fields)}")
-    places = {"shown": {"sentence", "label"}, "control_request": {"target"}}
+    if not isinstance(turns, dict) or not all(isinstance(t, str) for t in (*texts.values(), *turns.values())):
+        raise UserError(
+            f"{path}: every text must be a string, and user_turns a list of `dataset: text` lines"
+        )
+    places = {"shown": ["sentence", "label"], "control_request": ["target"]}
     for key, text in texts.items():
-        names = {name for _, name, _, _ in string.Formatter().parse(str(text)) if name is not None}
-        if names != places.get(key, set()):
-            raise UserError(
-                f"{path}: {key} must hold {places.get(key) or 'no'} braces, not {names or 'none'}"
-            )
+        found = _places(text)
+        if found != places.get(key, []):
+            wanted = " then ".join(f"{{{name}}}" for name in places.get(key, [])) or "no braces"
+            raise UserError(f"{path}: {key} must hold {wanted}, not {text!r}")
     texts["user_turn"] = turns.get(dataset, texts["user_turn"])
-    return Prompts(**{key: str(text).strip() for key, text in texts.items()})
+    return Prompts(**{key: text.strip() for key, text in texts.items()})
+
+
+def _places(text: str) -> list[str | None]:
+    """Return the names in braces, in order; None for what is more than a name."""
+    try:
+        if "{{" in text or "}}" in text:
+            return [None]
+        found = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+    except ValueError:
+        return [None]
+    return [name if not spec and not conversion else None for name, spec, conversion in found]

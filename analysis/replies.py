@@ -16,7 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 HELD_BACK = 16
 """A reply ends when this many tokens in a row add nothing but blanks or the start of a score."""
 
-_SCORE = re.compile(r"[\[(<*\s]*\bscore\b\s*[:=]", re.IGNORECASE)
+# "[Score 1", "Score: 1", "(score = 0)"; a bracket or a colon tells it from the word in a sentence
+_SCORE = re.compile(r"[\[(<*\s]*\bscore\s*[:=]|\s*[\[(<][\[(<*\s]*score(?=[^a-z])", re.IGNORECASE)
+_BROKEN_OFF = re.compile(r"\s*[\[(<][\[(<*\s]*(?:s(?:c(?:o(?:re?)?)?)?)?$", re.IGNORECASE)
 _INCOMPLETE = "\ufffd"  # what the bytes of a character that is not whole yet decode to
 _SCORE_START = re.compile(r"[\s\[(<*]*(?:\bs(?:c(?:o(?:r(?:e\s*)?)?)?)?)?$", re.IGNORECASE)
 
@@ -44,7 +46,10 @@ def sentence_bounds(text: str, final: bool = True) -> tuple[int, int, bool]:
     """
     match = _SCORE.search(text)
     body = text[: match.start()] if match else text
-    if not final and not match:
+    if final and not match:
+        match = _BROKEN_OFF.search(body)
+        body = body[: match.start()] if match else body
+    elif not match:
         body = body.rstrip(_INCOMPLETE)
         body = body[: _SCORE_START.search(body).start()]  # the pattern matches the empty end, too
     stop = len(body.rstrip())

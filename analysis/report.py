@@ -7,11 +7,12 @@ once with each digit assignment. Before each score the logits of both digits are
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from analysis.experiment import Study, context_error, largest_that_fits, read_counted, unit_identity
+from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.process_prompts import Encoded, Prompter
 from analysis.store import UnitKey
@@ -37,22 +38,18 @@ class Report:
 
     def check(self, keys: Iterable[UnitKey]) -> None:
         """Raise UserError before any work if sentences are missing or the prompt does not fit."""
-        limit = self.lm.max_positions
-        for exp in sorted({key.exp for key in keys}):
-            rows = self.order(exp)
-            longest = self.length(rows)
-            if limit is not None and longest > limit:
-                most = largest_that_fits(lambda n: self.length(rows[:n]) <= limit, len(rows))  # noqa: B023
-                raise context_error(longest, limit, most)
+        orders = [self.order(exp) for exp in sorted({key.exp for key in keys})]
+        lengths = [partial(self.length, rows) for rows in orders]
+        check_fits(lengths, self.study.settings.report_examples, self.lm.max_positions)
 
     def order(self, exp: int) -> np.ndarray:
         """Return the rows of experiment ``exp`` in the order shown."""
         settings = self.study.settings
         return draw_order(settings.seed, exp, self.study.trial_rows, settings.report_examples)
 
-    def length(self, rows: np.ndarray) -> int:
-        """Return the tokens of the conversation over ``rows``."""
-        return len(self.encode(rows, np.zeros(len(rows), np.int64), False).ids)
+    def length(self, rows: np.ndarray, n: int) -> int:
+        """Return the tokens of the conversation over the first ``n`` of ``rows``."""
+        return len(self.encode(rows[:n], np.zeros(n, np.int64), False).ids) if n else 0
 
     def encode(self, rows: np.ndarray, labels: np.ndarray, flip: bool) -> Encoded:
         """Return the conversation with every label marked."""

@@ -44,7 +44,8 @@ class UnitKey:
 
 def folder_name(name: str) -> str:
     """Return a model or dataset name as one folder name."""
-    return name.strip("/").replace("/", "_").replace("\\", "_").replace(" ", "_")
+    plain = re.sub(r"[/\\ ]", "_", name.strip("/"))
+    return f"_{plain}" if plain in ("", ".", "..") else plain
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Store:
     root: Path
     model: str
     dataset: str
+    flags: str = ""
+    """Further flags of this run, for the commands in error messages."""
 
     @property
     def folder(self) -> Path:

@@ -111,7 +111,7 @@ def copy_rate(reply: str, shown: Sequence[str]) -> float:
 
     Letter case is ignored. 1 means that the reply stands in one of the shown sentences word for word.
     """
-    text, pool = reply.lower(), "\n".join(shown).lower()
+    text, pool = reply.lower(), "\ue000".join(shown).lower()  # a character that no reply holds
     longest, start = 0, 0
     for stop in range(1, len(text) + 1):
         if text[start:stop] in pool:

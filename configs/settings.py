@@ -92,8 +92,8 @@ class Settings:
         choices = {"threshold": ("median", "zero")}
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, getattr(self, name), " or ".join(allowed))
-        modes = set(self.modes)
-        _check(bool(modes) and modes <= {"active", "inactive"}, "modes", self.modes, "active, inactive")
+        known = [("active",), ("inactive",), ("active", "inactive"), ("inactive", "active")]
+        _check(self.modes in known, "modes", self.modes, "active, inactive, or both")
         for name in ("n_axis", "n_trial", "n_experiments", "smoke_experiments", "max_new_tokens"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
         for name in ("n_random", "n_shuffled", "temperature", "max_pc", "seed"):

@@ -59,6 +59,14 @@ class Reading:
     """(L, D) float32 mean over the reply's sentence; NaN if it is empty."""
 
 
+def stack_pooled(readings: Sequence[Reading]) -> np.ndarray:
+    """Return (B, L, D) float32 for requests of one span each, without a copy where they are in one array."""
+    whole = readings[0].pooled.base
+    if whole is not None and len(whole) == len(readings) and all(r.pooled.base is whole for r in readings):
+        return whole
+    return np.concatenate([reading.pooled for reading in readings])
+
+
 @dataclass
 class Counters:
     """Work done, in tokens."""

@@ -10,13 +10,13 @@ import numpy as np
 
 from analysis.classifiers import AxisSet, fit_axes
 from analysis.missing import command
-from analysis.prefix_tree import PrefixTree, Request
+from analysis.prefix_tree import PrefixTree, Request, stack_pooled
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
 from analysis.progress import bar
 from analysis.store import Store, finished, read, write
 from analysis.trials import axis_turns
 from configs.settings import Settings, as_plain
-from data.load import Dataset, Split, load_dataset, split_dataset
+from data.load import Dataset, Split, load_dataset
 from utils import LoadedModel, UserError, fingerprint
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ PREP_SETTINGS = ("seed", "n_axis", "n_trial", "lr_c", "threshold", "max_pc", "n_
 _BYTES_AT_ONCE = 2**30
 
 
-def prep_identity(lm: LoadedModel, dataset: Dataset, settings: Settings) -> dict[str, Any]:
+def prep_identity(lm: LoadedModel, split: Split, settings: Settings) -> dict[str, Any]:
     """Return what the axes depend on."""
-    prompts = load_prompts(dataset.key)
+    prompts = load_prompts(split.dataset.key)
     plain = as_plain(settings)
     return {
         "model": lm.fingerprint,
         "dtype": lm.dtype,
-        "dataset": dataset.fingerprint,
+        "dataset": split.fingerprint,
         "axis_prompt": fingerprint(prompts.axis_system, prompts.user_turn),
         **{name: plain[name] for name in PREP_SETTINGS},
     }
@@ -57,9 +57,10 @@ def prepare(
     Raises:
         UserError: bad data or settings, or results of other settings in the same folder.
     """  # fmt: skip
-    dataset = load_dataset(key)
-    split = split_dataset(dataset, settings.n_axis, settings.n_trial, settings.seed)
-    identity = prep_identity(lm, dataset, settings)
+    whole = load_dataset(key, settings.seed, settings.n_axis, settings.n_trial)
+    identity = prep_identity(lm, whole, settings)
+    split = whole.compact()
+    dataset = split.dataset
     about = {
         "settings": dict(as_plain(settings)),
         "model_name": lm.name,
@@ -74,7 +75,7 @@ def prepare(
     if all([finished(path, identity_of, overwrite) for path in last_files]):
         log.info("preparation is there already: %s", store.folder)
         return
-    write(store.split, _split_record(dataset, split), identity, **about)
+    write(store.split, _split_record(split), identity, **about)
     encoded = encode_sentences(lm, dataset, load_prompts(key))
     tree = PrefixTree(lm.model, lm.tokenizer, token_budget)
     if method == "each":
@@ -85,8 +86,8 @@ def prepare(
         hidden = np.ascontiguousarray(pooled[:, layer])
         write(store.hidden(layer, method), {"hidden": hidden}, identity_of, **about)
         if method == "pcascore":
-            axes = fit_layer(hidden, dataset, split, settings, layer)
-            write(store.axes(layer), _axes_record(axes, hidden, dataset, split), identity, **about)
+            axes = fit_layer(hidden, split, settings, layer)
+            write(store.axes(layer), _axes_record(axes, hidden, split), identity, **about)
 
 
 def encode_sentences(lm: LoadedModel, dataset: Dataset, prompts: Prompts) -> list[Encoded]:
@@ -108,36 +109,35 @@ def pool_sentences(
 
         shown.total = len(build_trie([r.ids for r in requests]))
         readings = tree.read(requests, layers, progress=shown.update)
-    return np.stack([reading.pooled[0] for reading in readings])
+    return stack_pooled(readings)
 
 
-def fit_layer(hidden: np.ndarray, dataset: Dataset, split: Split, settings: Settings, layer: int) -> AxisSet:
+def fit_layer(hidden: np.ndarray, split: Split, settings: Settings, layer: int) -> AxisSet:
     """Fit the axes of one layer on the fitting half of ``hidden`` (B, D)."""
     return fit_axes(
-        hidden[split.axis_rows], dataset.labels[split.axis_rows], lr_c=settings.lr_c,
+        hidden[split.axis_rows], split.dataset.labels[split.axis_rows], lr_c=settings.lr_c,
         max_pc=settings.max_pc, n_random=settings.n_random, n_shuffled=settings.n_shuffled,
         threshold=settings.threshold, seed=settings.seed, layer=layer,
     )  # fmt: skip
 
 
-def _axes_record(axes: AxisSet, hidden: np.ndarray, dataset: Dataset, split: Split) -> dict[str, Any]:
+def _axes_record(axes: AxisSet, hidden: np.ndarray, split: Split) -> dict[str, Any]:
     scores = axes.scores(hidden)
-    return {**axes.as_record(), "scores": scores, "accuracy": _accuracies(axes, scores, dataset, split)}
+    return {**axes.as_record(), "scores": scores, "accuracy": _accuracies(axes, scores, split)}
 
 
-def _accuracies(
-    axes: AxisSet, scores: np.ndarray, dataset: Dataset, split: Split
-) -> dict[str, tuple[float, float]]:
+def _accuracies(axes: AxisSet, scores: np.ndarray, split: Split) -> dict[str, tuple[float, float]]:
     """Return {axis: (fitting, held-out accuracy)} of score > threshold against the label, for class axes."""
     found = {}
     for k, name in enumerate(axes.names):
         if not name.startswith("pc"):
-            right = (scores[:, k] > axes.thresholds[k]) == dataset.labels
+            right = (scores[:, k] > axes.thresholds[k]) == split.dataset.labels
             found[name] = (float(right[split.axis_rows].mean()), float(right[split.trial_rows].mean()))
     return found
 
 
-def _split_record(dataset: Dataset, split: Split) -> dict[str, Any]:
+def _split_record(split: Split) -> dict[str, Any]:
+    dataset = split.dataset
     return {
         "ids": dataset.ids,
         "sentences": dataset.sentences,

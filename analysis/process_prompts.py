@@ -265,7 +265,8 @@ def load_prompts(dataset: str) -> Prompts:
         if found != places.get(key, []):
             wanted = " then ".join(f"{{{name}}}" for name in places.get(key, [])) or "no braces"
             raise UserError(f"{path}: {key} must hold {wanted}, not {text!r}")
-    texts["user_turn"] = turns.get(dataset, texts["user_turn"])
+    name = dataset.removeprefix("published/").removesuffix("_test")
+    texts["user_turn"] = turns.get(dataset, turns.get(name, texts["user_turn"]))
     return Prompts(**{key: text.strip() for key, text in texts.items()})
 
 

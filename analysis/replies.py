@@ -1,6 +1,6 @@
 """What a model writes: where its sentence ends, how tokens are drawn, and the mean over its own tokens.
 
-Shape letters: R replies   V vocabulary   W tokens held back   D hidden size
+Shape letters: R replies   V vocabulary   W tokens held back   L layers   D hidden size
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def draw(logits: torch.Tensor, temperatures: np.ndarray, uniform: np.ndarray) ->
         uniform: (R,) draws from [0, 1).
     """
     greedy = logits.argmax(-1)
+    if not temperatures.any():
+        return greedy.tolist()
     heat = torch.as_tensor(np.where(temperatures > 0, temperatures, 1.0), device=logits.device)
     cumulative = (logits.double() / heat[:, None].double()).softmax(-1).cumsum(-1)
     # the last entry can fall short of 1 by rounding
@@ -148,18 +150,18 @@ class ReplyMeans:
     """
 
     def __init__(self, replies: Sequence[Reply], n_layers: int) -> None:
-        self.replies = replies
-        self.sums: list[torch.Tensor | None] = [None] * n_layers
-        self.rings: list[torch.Tensor | None] = [None] * n_layers
+        self.replies, self.n_layers = replies, n_layers
+        self.ring: torch.Tensor | None = None  # (W, L, R, D)
+        self.sums: torch.Tensor | None = None  # (R, L, D) float32
 
     def hold(self, slot: int, rows: Sequence[int], hidden: torch.Tensor) -> None:
         """Keep the states (len(rows), D) of the newest token of ``rows`` at one layer."""
-        if self.sums[slot] is None:
-            shape = (len(self.replies), hidden.shape[-1])
-            self.sums[slot] = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
-            self.rings[slot] = torch.zeros((HELD_BACK + 1, *shape), dtype=torch.float32, device=hidden.device)
+        if self.ring is None:
+            shape = (self.n_layers, len(self.replies), hidden.shape[-1])
+            self.ring = hidden.new_zeros(HELD_BACK + 1, *shape)
+            self.sums = hidden.new_zeros(shape[1], shape[0], shape[2], dtype=torch.float32)
         place = [(len(self.replies[r].ids) - 1) % (HELD_BACK + 1) for r in rows]
-        self.rings[slot][place, list(rows)] = hidden.float()
+        self.ring[place, slot, list(rows)] = hidden.to(self.ring.device)
 
     def commit(self) -> None:
         """Add the tokens that have become part of a sentence to the sums."""
@@ -170,18 +172,14 @@ class ReplyMeans:
                 rows.append(row)
                 places.append(token % (HELD_BACK + 1))
             reply.counted = max(reply.counted, reply.stop)
-        if not rows:
-            return
-        for total, ring in zip(self.sums, self.rings, strict=True):
-            index = torch.tensor(rows, device=total.device)
-            total.index_add_(0, index, ring[places, rows])
+        if rows and self.ring is not None:
+            index = torch.tensor(rows, device=self.sums.device)
+            self.sums.index_add_(0, index, self.ring[places, :, rows].float())
 
     def means(self, width: int) -> np.ndarray:
-        """Return (R, n_layers, D) float32 for D = ``width``; NaN where the sentence is empty."""
+        """Return (R, L, D) float32 for D = ``width``; NaN where the sentence is empty."""
         counts = np.array([reply.stop - reply.start for reply in self.replies], np.float32)
-        sums = np.zeros((len(self.replies), len(self.sums), width), np.float32)
-        for slot, total in enumerate(self.sums):
-            if total is not None:
-                sums[:, slot] = total.cpu().numpy()
+        shape = (len(self.replies), self.n_layers, width)
+        sums = np.zeros(shape, np.float32) if self.sums is None else self.sums.cpu().numpy()
         with np.errstate(invalid="ignore"):
             return sums / np.where(counts > 0, counts, np.nan)[:, None, None]

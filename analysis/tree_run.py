@@ -172,6 +172,7 @@ class Run:
         for slot, total in enumerate(self.sums):
             if total is not None:
                 pooled[:, slot] = total.cpu().numpy() / self.span_lengths[:, None]
+                self.sums[slot] = total = None  # else the result would be in memory twice
         readings, first = [], 0
         for b, (request, path) in enumerate(zip(self.requests, self.trie.paths, strict=True)):
             place = np.searchsorted(self.answer_nodes, path[list(request.logits_at)])

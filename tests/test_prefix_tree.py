@@ -218,9 +218,9 @@ def test_a_prompt_beyond_the_context_is_refused_before_any_work(tiny_lm):
 def test_plain_and_packed_paths_agree_on_the_embedded_model(smollm2):
     """A control experiment in small, on real weights: activations, logits, and greedy text."""
     from analysis.process_prompts import Prompter, load_prompts
-    from data.load import load_dataset
+    from data.load import read_dataset
 
-    prompts, sentences = load_prompts("commonsense"), load_dataset("commonsense").sentences
+    prompts, sentences = load_prompts("commonsense"), read_dataset("commonsense").sentences
     prompter = Prompter(smollm2.tokenizer, smollm2.name)
     labels = [0, 1, 1, 0, 1]
     requests = []

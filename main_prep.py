@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.model)
 
     from analysis.preparation import prepare
-    from data.load import load_dataset
+    from data.load import read_dataset
     from utils import load_model
 
-    load_dataset(args.dataset)  # its mistakes show before a large model is loaded
+    read_dataset(args.dataset)  # its mistakes show before a large model is loaded
 
     lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
     prepare(

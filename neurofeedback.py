@@ -51,10 +51,10 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     """Run preparation, report and control; each keeps what it finds on disk."""
     from analysis.preparation import prepare
     from analysis.runs import run_control, run_report
-    from data.load import load_dataset
+    from data.load import read_dataset
     from utils import load_model
 
-    load_dataset(args.dataset)  # its mistakes show before a large model is loaded
+    read_dataset(args.dataset)  # its mistakes show before a large model is loaded
 
     options = {
         "device": args.device,

@@ -15,14 +15,35 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.load import SHIPPED, Dataset, load_dataset
+from data.load import SHIPPED, Dataset, read_dataset
 from utils import UserError
 
-MIN_SENTENCES = 1200
-WORDS = (6, 25)
 NEAR = 0.6
 """Share of words in common (Jaccard) from which two sentences of different groups are near-duplicates."""
 LENGTH_PROBE = (0.45, 0.55)
+"""Accuracy of a probe on lengths alone that counts as chance."""
+WORD = r"[a-z0-9']+"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Hard rules for one dataset; what has no rule is only reported."""
+
+    sentences: int = 0
+    words: tuple[int, int] = (1, 1000)
+    strict: bool = True
+    """Balance, repeats across groups and the length probe must be in order."""
+    templates: bool = False
+    """Sentences share phrasings by design, so near-duplicates are only counted."""
+
+
+RULES = {
+    "commonsense": Rules(1200, (6, 25)),
+    "true_false": Rules(2000, (3, 25), templates=True),
+    "sycophancy": Rules(1200, (12, 40)),
+    "emotion": Rules(1200, (8, 28)),
+}
+OTHER = Rules(strict=False)
 
 
 @dataclass
@@ -39,31 +60,28 @@ class Findings:
 
 
 def check(dataset: Dataset) -> Findings:
-    """Measure a dataset against the rules for shipped sets."""
-    found = Findings()
-    _balance(dataset, found)
-    _lengths(dataset, found)
-    _duplicates(dataset, found)
-    _probes(dataset, found)
+    """Measure a dataset against its rules; published and custom sets are only measured."""
+    rules, found = RULES.get(dataset.key, OTHER), Findings()
+    for part in (_balance, _lengths, _duplicates, _probes):
+        part(dataset, rules, found)
     return found
 
 
 def word_set(sentence: str) -> frozenset[str]:
     """Return the lower-case words of a sentence."""
-    return frozenset(re.findall(r"[a-z0-9']+", sentence.lower()))
+    return frozenset(re.findall(WORD, sentence.lower()))
 
 
-def _balance(dataset: Dataset, found: Findings) -> None:
+def _balance(dataset: Dataset, rules: Rules, found: Findings) -> None:
     zeros, ones = np.bincount(dataset.labels, minlength=2)[:2]
     found.figures["sentences of label 0 / 1"] = f"{zeros} / {ones}"
     found.figures["groups"] = str(len(set(dataset.groups.tolist())))
-    found.rule(zeros == ones, f"the classes are not balanced: {zeros} / {ones}")
-    found.rule(
-        zeros + ones >= MIN_SENTENCES, f"{zeros + ones} sentences, at least {MIN_SENTENCES} are needed"
-    )
+    found.rule(zeros == ones or not rules.strict, f"the classes are not balanced: {zeros} / {ones}")
+    enough = zeros + ones >= rules.sentences
+    found.rule(enough, f"{zeros + ones} sentences, {rules.sentences} are needed")
 
 
-def _lengths(dataset: Dataset, found: Findings) -> None:
+def _lengths(dataset: Dataset, rules: Rules, found: Findings) -> None:
     for unit, size in (("words", lambda s: len(s.split())), ("characters", len)):
         lengths = np.array([size(sentence) for sentence in dataset.sentences])
         for label in (0, 1):
@@ -72,18 +90,20 @@ def _lengths(dataset: Dataset, found: Findings) -> None:
                 f"{own.mean():.2f} ({own.std():.2f}), {own.min()} to {own.max()}"
             )
         if unit == "words":
-            inside = bool((lengths >= WORDS[0]).all() and (lengths <= WORDS[1]).all())
-            found.rule(inside, f"sentences must have {WORDS[0]} to {WORDS[1]} words")
+            low, high = rules.words
+            inside = low <= lengths.min() and lengths.max() <= high
+            found.rule(inside, f"sentences must have {low} to {high} words")
 
 
-def _duplicates(dataset: Dataset, found: Findings) -> None:
-    normal = [" ".join(sorted(word_set(s))) for s in dataset.sentences]
-    copies = len(normal) - len(set(normal))
-    found.figures["exact duplicates (same words)"] = str(copies)
-    found.rule(copies == 0, f"{copies} sentences have exactly the words of another")
+def _duplicates(dataset: Dataset, rules: Rules, found: Findings) -> None:
+    plain = [" ".join(re.findall(WORD, sentence.lower())) for sentence in dataset.sentences]
+    copies = len(plain) - len(set(plain))
+    found.figures["repeats (case and punctuation aside)"] = str(copies)
+    found.rule(copies == 0 or not rules.strict, f"{copies} sentences are there twice")
     near, largest = near_duplicates(dataset)
     found.figures["largest share of words in common across groups"] = f"{largest:.2f}"
-    for a, b in near[:10]:
+    found.figures[f"pairs across groups that share {NEAR:.0%} of their words"] = str(len(near))
+    for a, b in near[:10] if rules.strict and not rules.templates else ():
         found.violations.append(
             f"near-duplicates in different groups: {dataset.ids[a]} and {dataset.ids[b]}: "
             f"{dataset.sentences[a]!r}, {dataset.sentences[b]!r}"
@@ -104,7 +124,7 @@ def near_duplicates(dataset: Dataset) -> tuple[list[tuple[int, int]], float]:
     return list(zip(rows.tolist(), columns.tolist(), strict=True)), float(jaccard.max())
 
 
-def _probes(dataset: Dataset, found: Findings) -> None:
+def _probes(dataset: Dataset, rules: Rules, found: Findings) -> None:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -114,7 +134,8 @@ def _probes(dataset: Dataset, found: Findings) -> None:
     length = probe(make_pipeline(StandardScaler(), LogisticRegression()), lengths, dataset)
     low, high = LENGTH_PROBE
     found.figures["probe on lengths"] = f"{length:.1%}"
-    found.rule(low <= length <= high, f"lengths alone give the label in {length:.1%}: must be near 50 %")
+    near_chance = low <= length <= high or not rules.strict
+    found.rule(near_chance, f"lengths alone give the label in {length:.1%}: must be near 50 %")
     words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=2000))
     found.figures["probe on word counts"] = f"{probe(words, dataset.sentences, dataset):.1%}"
 
@@ -133,18 +154,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("key", help=f"all, {', '.join(SHIPPED)}, or custom/<name>")
+    parser.add_argument("key", help=f"all (shipped), {', '.join(SHIPPED)}, published/<key>, custom/<name>")
     args = parser.parse_args(argv)
     bad = False
     for key in SHIPPED if args.key == "all" else (args.key,):
         try:
-            found = check(load_dataset(key))
+            found = check(read_dataset(key))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         print(key)
         for name, value in found.figures.items():
-            print(f"  {name:50s} {value}")
+            print(f"  {name:52s} {value}")
         for violation in found.violations:
             print(f"  VIOLATION {violation}")
         bad = bad or bool(found.violations)

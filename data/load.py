@@ -1,23 +1,27 @@
 """Datasets: labelled sentences in groups that must not straddle the split.
 
-A dataset is a folder below data/ with ``sentences.csv`` (columns id, group, sentence, label; others are
-kept out). Keys: ``commonsense`` (shipped), ``custom/<name>`` (yours, in data/custom/<name>/).
+Three kinds of keys, each with its own results folder: ``commonsense``, ``true_false``, ``sycophancy``,
+``emotion`` are shipped; ``published/<key>`` are the paper's files (``python -m data.download``);
+``custom/<name>`` are yours (``python -m data.template``).
 """
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.formats import PUBLISHED, Row, class_files, sentences_csv, sentences_jsonl
+from data.sources import SOURCES
 from utils import UserError, fingerprint, generator, unknown
 
+log = logging.getLogger(__name__)
+
 DATA_DIR = Path(__file__).resolve().parent
-SHIPPED = ("commonsense",)
-COLUMNS = ("id", "group", "sentence", "label")
+SHIPPED = ("commonsense", "true_false", "sycophancy", "emotion")
 
 
 @dataclass(frozen=True)
@@ -40,66 +44,126 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the dataset that fit the axes, and rows that experiments draw from."""
+    """A dataset, the rows that fit the axes, and the rows that experiments draw from."""
 
+    dataset: Dataset
     axis_rows: np.ndarray
     """(n_axis,) int64."""
     trial_rows: np.ndarray
     """(n_trial,) int64."""
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the content and of the split."""
+        return fingerprint(self.dataset.fingerprint, self.axis_rows, self.trial_rows)
 
-def load_dataset(key: str) -> Dataset:
-    """Load a dataset by its key.
+    def compact(self) -> Split:
+        """Return the same split of just the sentences that it uses."""
+        rows = np.sort(np.concatenate([self.axis_rows, self.trial_rows]))
+        whole = self.dataset
+        used = Dataset(
+            whole.key,
+            [whole.ids[row] for row in rows],
+            [whole.sentences[row] for row in rows],
+            whole.labels[rows],
+            whole.groups[rows],
+        )
+        return Split(used, np.searchsorted(rows, self.axis_rows), np.searchsorted(rows, self.trial_rows))
+
+
+def load_dataset(key: str, seed: int, n_axis: int, n_trial: int) -> Split:
+    """Read a dataset and split it: by group, balanced by class, random by seed.
 
     Raises:
-        UserError: unknown key, or a file that is not as described (named with its line).
+        UserError: see read_dataset and split_dataset.
     """
-    if key not in SHIPPED and not key.startswith("custom/"):
-        raise unknown("dataset", key, (*SHIPPED, "custom/<name>"), "data/load.py")
-    path = DATA_DIR / key / "sentences.csv"
-    if not path.is_file():
+    return split_dataset(read_dataset(key), n_axis, n_trial, seed)
+
+
+def read_dataset(key: str) -> Dataset:
+    """Read all sentences of a dataset.
+
+    Raises:
+        UserError: unknown key, missing files (with what to do), or a file that is not as described (with
+            its line).
+    """
+    space, _, name = key.rpartition("/")
+    if key in SHIPPED:
+        return make_dataset(key, sentences_csv(DATA_DIR / key / "sentences.csv"), DATA_DIR / key)
+    if space == "published" and name in SOURCES:
+        return _published(key, name)
+    if space == "custom" and name not in ("", ".", ".."):
+        return _custom(key, DATA_DIR / "custom" / name)
+    known = (*SHIPPED, *(f"published/{name}" for name in SOURCES), "custom/<name>")
+    raise unknown("dataset", key, known, "data/README.md")
+
+
+def _published(key: str, name: str) -> Dataset:
+    rows: list[Row] = []
+    for source in SOURCES[name]:
+        path = DATA_DIR / "published" / source.key / source.name
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there: run `python -m data.download {name}` (without a network: with --from "
+                "FOLDER)"
+            )
+        rows += PUBLISHED[name](path)
+    return make_dataset(key, _without_repeats(key, rows), DATA_DIR / "published" / name)
+
+
+def _without_repeats(key: str, rows: Sequence[Row]) -> list[Row]:
+    """Keep the first of equal sentences, none if their labels differ; the published files repeat some."""
+    labels: dict[str, set[int]] = {}
+    for _, _, sentence, label in rows:
+        labels.setdefault(sentence, set()).add(label)
+    kept, seen = [], set()
+    for row in rows:
+        if len(labels[row[2]]) == 1 and row[2] not in seen:
+            seen.add(row[2])
+            kept.append(row)
+    if len(kept) < len(rows):
+        log.info("%s: %d repeated sentences left out", key, len(rows) - len(kept))
+    return kept
+
+
+def _custom(key: str, folder: Path) -> Dataset:
+    if not folder.is_dir():
         raise UserError(
-            f"dataset {key!r} has no file {path}: make it, with the columns {', '.join(COLUMNS)} "
-            f"(see {DATA_DIR / SHIPPED[0]} for an example)"
+            f"dataset {key!r} has no folder {folder}: run `python -m data.template {folder.name}`"
         )
-    return read_sentences(path, key)
+    if not (folder / "README.md").is_file():
+        raise UserError(
+            f"{folder} needs a README.md that says where the sentences come from and what labels mean"
+        )
+    readers = {"sentences.csv": sentences_csv, "sentences.jsonl": sentences_jsonl}
+    found = [name for name in readers if (folder / name).is_file()]
+    texts = sorted(folder.glob("[01]*.txt"))
+    if len(found) + bool(texts) != 1:
+        raise UserError(
+            f"{folder} must hold one of sentences.csv, sentences.jsonl, or two files 0*.txt and 1*.txt; it "
+            f"has {', '.join([*found, *(path.name for path in texts)]) or 'none'}"
+        )
+    rows = readers[found[0]](folder / found[0]) if found else class_files(folder)
+    return make_dataset(key, rows, folder)
 
 
-def read_sentences(path: Path, key: str) -> Dataset:
-    """Parse a sentences.csv completely, or raise UserError with the line; nothing is half-loaded."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, strict=True)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{path}:1: missing columns {', '.join(missing)}; needed: {', '.join(COLUMNS)}"
-                )
-            rows = [_row(path, reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a UTF-8 CSV file: {error}") from None
+def make_dataset(key: str, rows: Sequence[Row], place: Path) -> Dataset:
+    """Return checked rows as a dataset; ``place`` is named in errors.
+
+    Raises:
+        UserError: no rows, or an id or a sentence that stands there twice.
+    """
     if not rows:
-        raise UserError(f"{path} holds no sentences")
+        raise UserError(f"{place} holds no sentences")
     ids, groups, sentences, labels = (list(column) for column in zip(*rows, strict=True))
     for name, values in (("id", ids), ("sentence", sentences)):
-        if len(set(values)) < len(values):
-            twice = next(v for i, v in enumerate(values) if v in values[:i])
-            raise UserError(f"{path}: {name} {twice!r} stands there twice; each must be unique")
+        seen: set[str] = set()
+        for value in values:
+            if value in seen:
+                raise UserError(f"{place}: {name} {value[:80]!r} stands there twice; each must be unique")
+            seen.add(value)
     numbers = {name: i for i, name in enumerate(dict.fromkeys(groups))}
     return Dataset(key, ids, sentences, np.array(labels), np.array([numbers[g] for g in groups]))
-
-
-def _row(path: Path, line: int, row: dict[str | None, str | None]) -> tuple[str, str, str, int]:
-    if None in row or any(row[c] is None for c in COLUMNS):
-        raise UserError(
-            f"{path}:{line}: {len(row)} fields do not match the header; quote commas in sentences"
-        )
-    sentence, label = " ".join(row["sentence"].split()), row["label"].strip()
-    if label not in ("0", "1"):
-        raise UserError(f"{path}:{line}: label {label!r} must be 0 or 1")
-    if not sentence or not row["id"].strip():
-        raise UserError(f"{path}:{line}: the id or the sentence is empty")
-    return row["id"].strip(), row["group"].strip(), sentence, int(label)
 
 
 def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Split:
@@ -134,7 +198,7 @@ def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Spl
             f"dataset {dataset.key!r} has {counts[0]} + {counts[1]} sentences of labels 0 + 1 in "
             f"{len(groups)} groups, too few for n_axis {n_axis} and n_trial {n_trial}: lower them (--config)"
         )
-    return Split(np.array(axis_rows), np.array(trial_rows))
+    return Split(dataset, np.array(axis_rows), np.array(trial_rows))
 
 
 def _fill(groups: Sequence[list[int]], labels: np.ndarray, size: int) -> tuple[list[int], list[list[int]]]:

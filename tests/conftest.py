@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from configs.embedded_model import SMOLLM2_INSTALL
-from data.load import SHIPPED, load_dataset
+from data.load import SHIPPED, read_dataset
 from utils import LoadedModel, UserError, _model_fingerprint, load_model
 
 hf_logging.set_verbosity_error()
@@ -88,7 +88,7 @@ def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
         vocab_size=512, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    core.train_from_iterator(load_dataset(SHIPPED[0]).sentences[:200], trainer)
+    core.train_from_iterator(read_dataset(SHIPPED[0]).sentences[:200], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>",
         additional_special_tokens=SPECIAL[2:],

@@ -197,6 +197,7 @@ def plant(tokenizer, gain: float = 0.0) -> tuple[LoadedModel, np.ndarray]:
 
 def write_custom(folder: Path, rows: list[tuple[int, str, int]]) -> None:
     folder.mkdir(parents=True)
+    (folder / "README.md").write_text("Made up for a test.")
     with (folder / "sentences.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["id", "group", "sentence", "label"])

@@ -18,7 +18,7 @@ from analysis.preparation import prepare
 from analysis.replies import HELD_BACK, Reply, Sampling, draw, sentence_bounds, stop_tokens
 from analysis.store import Store, UnitKey
 from configs.settings import Settings
-from data.load import load_dataset
+from data.load import read_dataset
 from tests.conftest import TINY, make_model
 from tests.test_load import write_dataset
 from utils import LoadedModel, _model_fingerprint
@@ -232,4 +232,4 @@ def test_empty_replies_are_counted_in_the_record_and_do_not_crash(silent_lm, tmp
         np.testing.assert_array_equal(np.isfinite(record[name]).all(axis=1), ~active)
     assert [text for text, a in zip(record["text"], active, strict=True) if a] == [""] * 8
     assert np.isnan(record["copy_rate"]).all() and not record["cut"].any()
-    assert set(record["test_sentence"]) <= set(load_dataset(key).sentences)
+    assert set(record["test_sentence"]) <= set(read_dataset(key).sentences)

@@ -8,6 +8,7 @@ Shape letters: T trials   K axes   L layers   D hidden size
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +25,6 @@ from configs.settings import Settings
 from utils import LoadedModel, UserError
 
 _SETTINGS = ("shots", "modes", "max_new_tokens", "temperature")
-_MODES = {"active": 0, "inactive": 1}
 
 
 def control_identity(study: Study, key: UnitKey) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Control:
 
     def sampling(self, key: UnitKey, trial: ControlTrial) -> Sampling:
         """Return a seed for this reply alone, so that it does not depend on what else is computed."""
-        axis = int.from_bytes(key.axis.encode()[-8:], "big") % 2**32
+        axis = zlib.crc32(key.axis.encode())
         seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
         return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
 

@@ -110,7 +110,7 @@ class _PlainRead:
         if self.cache is None and len(self.ids) > len(ids):
             ids, rows = self.ids, [len(self.ids) - 1]
         tree.total.calls += 1
-        keep = torch.tensor(rows, device=tree.model.device, dtype=torch.long)
+        keep = torch.tensor(rows, dtype=torch.long)
         with read_layers(tree.model, self.layers, sink):
             done = tree.model(
                 input_ids=torch.tensor([ids], device=tree.device),

@@ -32,7 +32,7 @@ class Run:
         progress: Callable[[int], object] | None = None,
     ) -> None:
         self.tree, self.requests, self.layers = tree, requests, list(layers)
-        self.answers = torch.tensor(list(answers), device=tree.model.device, dtype=torch.long)
+        self.answers = torch.tensor(list(answers), dtype=torch.long)  # on the CPU, which indexes any device
         self.progress = progress or (lambda tokens: None)
         self.trie: Trie = build_trie([r.ids for r in requests])
         replies = {b: r.reply.max_new_tokens for b, r in enumerate(requests) if r.reply}
@@ -159,8 +159,7 @@ class Run:
                 except StopForward:
                     pass
                 return None
-            keep = torch.from_numpy(rows).to(model.device)
-            return model(**inputs, logits_to_keep=keep).logits[0]
+            return model(**inputs, logits_to_keep=torch.from_numpy(rows)).logits[0]
 
     # ------------------------------------------------------------ results
 

@@ -150,9 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.key != "all" and args.key not in SOURCES:
         raise unknown("published dataset", args.key, ("all", *SOURCES), "data/sources.py")
     keys = SOURCES if args.key == "all" else (args.key,)
+    failed: list[UserError] = []
     for source in dict.fromkeys(source for key in keys for source in SOURCES[key]):
-        path = fetch(source, args.origin)
-        print(f"{source.blob}  {path}")
+        try:
+            print(f"{source.blob}  {fetch(source, args.origin)}")
+        except UserError as error:  # the other files are fetched all the same
+            failed.append(error)
+    if failed:
+        raise UserError("; ".join(map(str, failed)))
     return 0
 
 

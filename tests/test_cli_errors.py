@@ -85,7 +85,7 @@ def error_of(capsys) -> Callable[..., str]:
 
 def test_an_unknown_dataset_lists_the_choices(error_of, config, tiny_folder, tmp_path):
     line = error_of(main_prep.main, flags(tiny_folder, config, tmp_path, "--dataset", "emotions"))
-    assert "unknown dataset 'emotions': choose from commonsense" in line and "data/load.py" in line
+    assert "unknown dataset 'emotions': choose from commonsense" in line and "data/README.md" in line
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "org/nothing", "", "llama3_8b", "/no/run-401"])

@@ -22,6 +22,7 @@ class _Slots(CacheLayerMixin):
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity, self.length = capacity, 0
+        self.prefix: int | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         shape = (*key_states.shape[:2], self.capacity)
@@ -32,13 +33,17 @@ class _Slots(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (1, H, C, E) and return views of all (1, H, S + C, E)."""
+        """Append (1, H, C, E); return all (1, H, S + C, E), or the first ``prefix`` and these."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        if self.prefix is None:
+            return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        before = slice(0, self.prefix)
+        keys = torch.cat([self.keys[:, :, before], key_states], dim=2)
+        return keys, torch.cat([self.values[:, :, before], value_states], dim=2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -58,6 +63,11 @@ class TreeCache(Cache):
     def __init__(self, n_layers: int, capacity: int) -> None:
         super().__init__(layers=[_Slots(capacity) for _ in range(n_layers)])
 
+    def attend_to(self, prefix: int | None) -> None:
+        """Until told otherwise, new tokens see the first ``prefix`` slots and each other; None: all."""
+        for layer in self.layers:
+            layer.prefix = prefix
+
     def crop(self, length: int) -> None:
         """Keep the first ``length`` slots."""
         for layer in self.layers:
@@ -67,14 +77,13 @@ class TreeCache(Cache):
 class Masks:
     """Build what the model takes as attention mask from "who may look at whom".
 
-    sdpa takes booleans; eager attention adds the mask to the logits, and adding a boolean is silently
-    wrong, so it gets 0 and the most negative number. Models that mix full and sliding attention take a
-    dict with a mask for each.
+    The mask holds 0 and the most negative number, to be added to the logits. Booleans would do for sdpa,
+    which turns them into this at every layer again, but with eager attention they are silently wrong.
+    Models that mix full and sliding attention take a dict with a mask for each.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
-        self.eager = config._attn_implementation == "eager"
         self.dtype = model.dtype
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
@@ -104,8 +113,6 @@ class Masks:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _as_argument(self, seen: torch.Tensor) -> torch.Tensor:
-        if not self.eager:
-            return seen[None, None]
         lowest = torch.finfo(self.dtype).min
         additive = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
         return additive.masked_fill(~seen, lowest)[None, None]

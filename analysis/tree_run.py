@@ -78,7 +78,7 @@ class Run:
         with torch.inference_mode():
             for step in self.plan.steps:
                 if isinstance(step, Forward):
-                    self.forward(step.nodes)
+                    self.forward(step)
                 elif isinstance(step, Crop):
                     self.cache.crop(step.length)
                     self.used = step.length
@@ -91,13 +91,16 @@ class Run:
 
     # ------------------------------------------------------------ prompts
 
-    def forward(self, nodes: np.ndarray) -> None:
+    def forward(self, step: Forward) -> None:
         """Forward nodes whose ancestors are cached, add up span sums, keep wanted logits."""
+        nodes = step.nodes
+        seen = np.concatenate([self.slots[: self.used if step.prefix is None else step.prefix], nodes])
         self.slots[self.used : self.used + len(nodes)] = nodes
         self.used += len(nodes)
-        slots = torch.from_numpy(self.slots[: self.used]).to(self.tree.device)
-        ends = torch.from_numpy(self.trie.end[self.slots[: self.used]]).to(self.tree.device)
-        depth = torch.from_numpy(self.trie.depth[self.slots[: self.used]]).to(self.tree.device)
+        self.cache.attend_to(step.prefix)
+        slots = torch.from_numpy(seen).to(self.tree.device)
+        ends = torch.from_numpy(self.trie.end[seen]).to(self.tree.device)
+        depth = torch.from_numpy(self.trie.depth[seen]).to(self.tree.device)
         now = slots[-len(nodes) :, None]
         allowed = (slots <= now) & (now < ends)  # ancestors: preorder intervals that contain the token
         position = depth[-len(nodes) :]
@@ -200,6 +203,7 @@ class ReplyWriter:
 
     def write(self) -> None:
         """Draw, forward and pool until every reply has ended."""
+        self.run.cache.attend_to(None)
         logits = torch.stack([self.run.prompt_logits[int(node)] for node in self.ends])
         writing = list(range(len(self.replies)))
         while writing:

@@ -81,6 +81,9 @@ def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
 
 # ---------------------------------------------------------------- the plan
 
+SIMILAR = 0.75
+"""Subtrees are packed together if the trunk before one is at least this share of that before another."""
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -88,6 +91,8 @@ class Forward:
 
     nodes: np.ndarray
     """(C,) int64; every ancestor is in the cache or earlier in this array."""
+    prefix: int | None = None
+    """Attend to the first ``prefix`` slots and these nodes only; None is all slots."""
 
 
 @dataclass(frozen=True)
@@ -199,11 +204,30 @@ class _Planner:
             self.decode(group, requests, depth)
 
     def decode(self, subtrees: list[int], requests: list[int], depth: int) -> None:
-        if subtrees:
-            self.forward(np.concatenate([np.arange(c, self.trie.end[c]) for c in subtrees]))
+        for pack in self.packs(subtrees):
+            nodes = np.concatenate([np.arange(c, self.trie.end[c]) for c in pack])
+            self.steps.append(Forward(nodes, int(self.trie.depth[pack[0]])))
+            self.grow(len(nodes))
         self.steps.append(Decode(tuple(requests)))
         self.grow(sum(self.replies[b] for b in requests))
         self.crop(depth)
+
+    def packs(self, subtrees: list[int]) -> list[list[int]]:
+        """Put subtrees that leave the trunk at similar depths together, deepest first.
+
+        What hangs off the start of a long trunk need not be compared with all of it.
+        """
+        found: list[list[int]] = []
+        used, depth = 0, self.trie.depth
+        for node in sorted(subtrees, key=lambda c: (-depth[c], c)):
+            size = self.trie.size(node)
+            near = found and depth[node] >= SIMILAR * depth[found[-1][0]]
+            if not near or used + size > self.budget:
+                found.append([])
+                used = 0
+            found[-1].append(node)
+            used += size
+        return found
 
     def branches(self, root: int, nodes: list[int]) -> None:
         """Forward subtrees that hang at any depth, deepest first, so that the cache only shrinks."""

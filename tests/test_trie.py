@@ -95,7 +95,7 @@ class Cache:
     def run(self, plan: Plan) -> None:
         for step, following in zip(plan.steps, [*plan.steps[1:], None], strict=True):
             if isinstance(step, Forward):
-                self.forward(step.nodes.tolist())
+                self.forward(step.nodes.tolist(), step.prefix)
             elif isinstance(step, Crop):
                 assert 0 <= step.length < len(self.slots)
                 del self.slots[step.length :]
@@ -104,25 +104,27 @@ class Cache:
                 assert isinstance(following, Crop), "tokens of replies are still there"
             self.most = max(self.most, len(self.slots))
 
-    def visible(self, node: int) -> list[int]:
-        """Return the cached nodes that the engine's mask shows to ``node``."""
-        return [k for k in self.slots if k <= node < self.trie.end[k]]
+    def visible(self, node: int, first: int, prefix: int | None) -> list[int]:
+        """Return the cached nodes shown to ``node`` in a call that began at slot ``first``."""
+        shown = self.slots if prefix is None else self.slots[:prefix] + self.slots[first:]
+        return [k for k in shown if k <= node < self.trie.end[k]]
 
     def ancestors(self, node: int) -> list[int]:
         return [] if node < 0 else [*self.ancestors(int(self.trie.parent[node])), node]
 
-    def forward(self, nodes: list[int]) -> None:
+    def forward(self, nodes: list[int], prefix: int | None) -> None:
         assert 0 < len(nodes) <= self.budget
+        first = len(self.slots)
         self.forwarded += nodes
         for node in nodes:
             self.slots.append(node)
-            assert self.visible(node) == self.ancestors(node)  # all of them, once, in order
+            assert self.visible(node, first, prefix) == self.ancestors(node)  # all of them, once, in order
 
     def decode(self, step: Decode) -> None:
         assert step.requests
         for request in step.requests:
             prompt = self.trie.paths[request].tolist()
-            assert self.visible(prompt[-1]) == prompt
+            assert self.visible(prompt[-1], 0, None) == prompt
         self.decoded += step.requests
         # a reply's token is no node: no mask of a prompt may show it
         self.slots += [len(self.trie)] * sum(self.replies[b] for b in step.requests)

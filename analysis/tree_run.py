@@ -14,7 +14,7 @@ import torch
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_hidden import StopForward, decoder_blocks, read_layers
 from analysis.replies import Reply, ReplyMeans, draw
-from analysis.tree_cache import TreeCache
+from analysis.tree_cache import TreeCache, shared_heads
 from analysis.trie import Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
 
 Sink = Callable[[int, torch.Tensor], None]
@@ -75,7 +75,7 @@ class Run:
         self.answer_logits = np.empty((len(self.answer_nodes), len(self.answers)), np.float32)
 
     def go(self) -> list[Reading]:
-        with torch.inference_mode():
+        with torch.inference_mode(), shared_heads(self.tree.device):
             for step in self.plan.steps:
                 if isinstance(step, Forward):
                     self.forward(step)

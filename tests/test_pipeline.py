@@ -285,8 +285,7 @@ def test_published_sentences_run_through_preparation_and_control(smollm2, tmp_pa
     rows, seen = [], set()
     for i, row in enumerate(short):
         sentence = " ".join(row["input"].split())
-        balanced = sum(r[2] == int(row["label"]) for r in rows) < 32
-        if balanced and sentence not in seen:
+        if sum(r[2] == int(row["label"]) for r in rows) < 32 and sentence not in seen:
             seen.add(sentence)
             rows.append((i, sentence, int(row["label"])))
     monkeypatch.setattr(load, "DATA_DIR", tmp_path / "data")
@@ -294,9 +293,8 @@ def test_published_sentences_run_through_preparation_and_control(smollm2, tmp_pa
     settings = Settings(n_axis=32, n_trial=32, max_pc=8, shots=(0, 2), max_new_tokens=8, n_experiments=1)
     store = Store(tmp_path / "results", "smollm2", "custom/cm")
     preparation.prepare(smollm2, "custom/cm", settings, store)
-    done, kept = runs.run_control(store, settings, ["lr"], "middle", [0], models={"smollm2": smollm2})
-    assert (done, kept) == (1, 0)
+    assert runs.run_control(store, settings, ["lr"], "middle", [0], models={"smollm2": smollm2}) == (1, 0)
     record = read(store.unit(UnitKey("imit", "lr", 15, 0)))
     assert np.isfinite(record["scores"][~record["empty"]]).all()
-    inactive = np.array([mode == "inactive" for mode in record["mode"]])
-    assert all(text in seen for text, given in zip(record["text"], inactive, strict=True) if given)
+    given = [t for t, mode in zip(record["text"], record["mode"], strict=True) if mode == "inactive"]
+    assert len(given) == 8 and set(given) <= seen

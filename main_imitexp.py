@@ -14,11 +14,13 @@ from collections.abc import Sequence
 
 from analysis.cli import (
     add_axis_flags,
+    add_experiment_flags,
     add_run_flags,
     base_parser,
     chosen_axes,
     experiment_range,
     natural,
+    run_options,
     script,
     settings_from,
     setup_logging,
@@ -33,13 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = base_parser(__doc__)
     add_run_flags(parser)
     add_axis_flags(parser)
-    parser.add_argument(
-        "--imit_exp_start", type=natural, default=0, help="first experiment (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--imit_exp_end", type=int,
-        help="one past the last experiment; -1: all n_experiments of the config; left out: a quick smoke run",
-    )  # fmt: skip
+    add_experiment_flags(parser, "imit")
     parser.add_argument(
         "--n_train", dest="shots", type=natural, nargs="+", default=argparse.SUPPRESS,
         help="numbers of examples in context, rising (default: shots of the config)",
@@ -59,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = store_from(args, args.model)
     done, kept = run_control(
-        store, settings, chosen_axes(args), settings.layer, exps, device=args.device, dtype=args.dtype,
-        attn_implementation=args.attn_implementation, token_budget=args.token_budget,
-        overwrite=args.overwrite,
+        store, settings, chosen_axes(args), settings.layer, exps, **run_options(args),
     )  # fmt: skip
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0

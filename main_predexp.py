@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 from analysis.cli import (
     add_axis_flags,
+    add_experiment_flags,
     add_run_flags,
     base_parser,
     chosen_axes,
     experiment_range,
-    natural,
     positive,
+    run_options,
     script,
     settings_from,
     setup_logging,
@@ -40,13 +41,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config_e", help="model that reads and reports them (default: the same)")
     add_run_flags(parser)
     add_axis_flags(parser)
-    parser.add_argument(
-        "--pred_exp_start", type=natural, default=0, help="first experiment (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--pred_exp_end", type=int,
-        help="one past the last experiment; -1: all n_experiments of the config; left out: a quick smoke run",
-    )  # fmt: skip
+    add_experiment_flags(parser, "pred")
     parser.add_argument(
         "--n_train", dest="report_examples", type=positive, default=argparse.SUPPRESS,
         help="examples in the conversation (default: report_examples of the config)",
@@ -67,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = store_from(args, args.config_s)
     done, kept, store = run_report(
         source, args.config_e or args.config_s, settings, chosen_axes(args), settings.layer, exps,
-        device=args.device, dtype=args.dtype, attn_implementation=args.attn_implementation,
-        token_budget=args.token_budget, overwrite=args.overwrite,
+        **run_options(args),
     )  # fmt: skip
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0

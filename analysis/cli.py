@@ -87,6 +87,23 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="redo what exists, also with other settings")
 
 
+def run_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of add_run_flags that analysis.runs takes as keywords."""
+    names = ("device", "dtype", "attn_implementation", "token_budget", "overwrite")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_experiment_flags(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add --<kind>_exp_start and --<kind>_exp_end."""
+    parser.add_argument(
+        f"--{kind}_exp_start", type=natural, default=0, help="first experiment (default: %(default)s)"
+    )
+    parser.add_argument(
+        f"--{kind}_exp_end", type=int,
+        help="one past the last experiment; -1: all n_experiments of the config; left out: a quick smoke run",
+    )  # fmt: skip
+
+
 def add_axis_flags(parser: argparse.ArgumentParser) -> None:
     """Add --pc, --clf and --layer."""
     parser.add_argument(

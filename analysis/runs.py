@@ -18,12 +18,10 @@ Models = dict[str, LoadedModel]
 
 
 def _loaded(models: Models | None, name: str, options: dict[str, Any]) -> LoadedModel:
-    if models is None or name not in models:
-        lm = load_model(name, **options)
-        if models is None:
-            return lm
-        models[name] = lm
-    return models[name]
+    known = {} if models is None else models
+    if name not in known:
+        known[name] = load_model(name, **options)
+    return known[name]
 
 
 def _layers(study: Study, spec: str) -> Sequence[int]:
@@ -100,9 +98,10 @@ def run_report(
         else Store(source.root, f"{model_name(reader)}_from_{model_name(source.model)}", source.dataset)
     )
     lm = None if same else _loaded(models, reader, options)
+    other = lm.fingerprint if lm else None
 
     def identity(key: UnitKey) -> dict[str, Any]:
-        return report_identity(study, key, lm.fingerprint if lm and not same else None)
+        return report_identity(study, key, other)
 
     todo = unfinished(store, keys, identity, overwrite)
     if todo:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from analysis.preparation import PREP_SETTINGS, load_axes
 from analysis.process_prompts import Prompts, load_prompts
 from analysis.progress import bar
 from analysis.store import Store, UnitKey, finished, read, write
-from analysis.trie import build_trie
 from configs.settings import Settings, as_plain
 from utils import LoadedModel, UserError, fingerprint
 
@@ -155,10 +154,8 @@ def read_counted(
 ) -> tuple[list[Reading], dict[str, int]]:
     """Run the engine with a bar over tokens; return the readings and the tokens forwarded."""
     before = Counters(**asdict(tree.total))
-    distinct = len(build_trie([request.ids for request in requests]))
-    longest = sum(r.reply.max_new_tokens for r in requests if r.reply)
-    with bar(total=distinct + longest, unit="token", unit_scale=True, leave=False) as shown:
-        readings = tree.read(requests, layers, answers, shown.update)
+    with bar(unit="token", unit_scale=True, leave=False) as shown:
+        readings = tree.read(requests, layers, answers, shown.update, partial(setattr, shown, "total"))
     after = asdict(tree.total)
     return readings, {name: after[name] - count for name, count in asdict(before).items()}
 

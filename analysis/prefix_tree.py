@@ -110,6 +110,7 @@ class PrefixTree:
         layers: Sequence[int] = (),
         answers: Sequence[int] = (),
         progress: Callable[[int], object] | None = None,
+        expect: Callable[[int], object] | None = None,
     ) -> list[Reading]:
         """Forward all requests and return what they ask for, in the same order.
 
@@ -118,6 +119,7 @@ class PrefixTree:
             layers: blocks to read, from 0; spans and replies are pooled at each.
             answers: token ids whose logits are returned at ``logits_at``.
             progress: called with the number of tokens of each finished step.
+            expect: called before the work with the most tokens that will be forwarded.
 
         Raises:
             UserError: a sequence is longer than the model's context, or the smallest budget does not fit.
@@ -126,12 +128,17 @@ class PrefixTree:
         if not self.packed:
             from analysis.plain_path import read_plain
 
+            if expect is not None:
+                expect(sum(len(r.ids) for r in requests))
             return read_plain(self, requests, layers, answers, progress)
         from analysis.tree_run import Run
 
         while True:
             try:
-                return Run(self, requests, layers, answers, progress).go()
+                run = Run(self, requests, layers, answers, progress)
+                if expect is not None:
+                    expect(run.most_tokens)
+                return run.go()
             except torch.OutOfMemoryError:
                 self._halve_budget()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,10 +106,8 @@ def pool_sentences(
         spans = [(stop - 1, stop) for _, stop in spans]
     requests = [Request(e.ids, [span]) for e, span in zip(encoded, spans, strict=True)]
     with bar(desc="reading sentences", unit="token", unit_scale=True) as shown:
-        from analysis.trie import build_trie
-
-        shown.total = len(build_trie([r.ids for r in requests]))
-        readings = tree.read(requests, layers, progress=shown.update)
+        expect = partial(setattr, shown, "total")
+        readings = tree.read(requests, layers, progress=shown.update, expect=expect)
     return stack_pooled(readings)
 
 

@@ -37,6 +37,7 @@ class Run:
         self.trie: Trie = build_trie([r.ids for r in requests])
         replies = {b: r.reply.max_new_tokens for b, r in enumerate(requests) if r.reply}
         self.plan: Plan = make_plan(self.trie, replies, tree.token_budget)
+        self.most_tokens = len(self.trie) + sum(replies.values())
         self.cache = TreeCache(len(decoder_blocks(tree.model)), self.plan.slots)
         self.slots = np.empty(self.plan.slots, np.int64)  # node in each slot, -1 for a reply's token
         self.used = 0

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.cli import (
+    add_levels_flag,
     add_run_flags,
     base_parser,
     positive,
@@ -44,6 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--n_experiments", type=positive, default=argparse.SUPPRESS, help="default: of the config"
     )
+    add_levels_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -72,22 +74,24 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     log.info("control: %d new, %d kept", done, kept)
 
 
-def present(settings: Settings, store: Store) -> tuple[list[Path], Path, str]:
-    """Write figures and the page from what is on disk; return their paths and the tables as text."""
+def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
+    """Write every figure and the page from what is on disk; return their number, the page, tables as text."""
     import plot_imit
     import plot_pred
-    from analysis import effects, report_page, tables
+    from analysis import effects, report_effects, report_page, tables
 
     control, report = tables.load_control(store), tables.load_report(store)
-    rows, report_rows = effects.control_table(control), effects.report_table(report)
-    paths = plot_imit.make_figures(store, data=control, rows=rows)
-    paths += plot_pred.make_figures(store, data=report, rows=report_rows)
+    rows, report_rows = effects.control_table(control), report_effects.report_table(report)
+    reported = plot_pred.make_figures(store, kinds=plot_pred.KINDS, data=report, rows=report_rows)
+    controlled = plot_imit.make_figures(store, kinds=plot_imit.KINDS, data=control, rows=rows)
+    shown = [one for one in reported if one.kind in plot_pred.MAIN]
+    shown += [one for one in controlled if one.kind in plot_imit.MAIN]
     examples = report_page.collect_examples(control, limit=6)
     page = report_page.write_report(
-        store, as_plain(settings), paths, rows, report_rows, examples, provenance()
+        store, as_plain(settings), shown, rows, report_rows, examples, provenance()
     )
     text = f"Report\n{plot_pred.summary(report_rows)}\n\nControl\n{plot_imit.summary(rows)}"
-    return paths, page, text
+    return len(reported) + len(controlled), page, text
 
 
 @script
@@ -100,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = store_from(args, args.model)
     run_stages(args, settings, store)
     log.info("figures and report page")
-    paths, page, text = present(settings, store)
+    figures, page, text = present(settings, store)
     print(text)
-    print(f"\n{len(paths)} figures in {store.figures}\nreport page: {page}")
+    print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
     log.info("done in %.0f s", time.perf_counter() - start)
     return 0
 

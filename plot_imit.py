@@ -1,8 +1,9 @@
 """Figures of the control experiments: can the model move its own activations?
 
 Reads   results/<model>/<dataset>/imit_*.pkl, axes_layer*.pkl and split.pkl; never loads a model
-Writes  results/<model>/<dataset>/figures/control_*.png, axes_overview.png and summary_imit.csv
-Try     python plot_imit.py --model smollm2 --dataset commonsense --format png pdf
+Writes  results/<model>/<dataset>/figures/: control_*.png, axes_*.png, summary_imit.csv (effects),
+        summary.csv (every plotted number) and index.html (every figure)
+Try     python plot_imit.py --model smollm2 --dataset commonsense --all --format png pdf
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli import base_parser, script, setup_logging
-from analysis.plotting import add_plot_flags, interval, resolve_layers, show_p, text_table, write_csv
+from analysis.plotting import (
+    add_plot_flags,
+    chosen_kinds,
+    interval,
+    resolve_layers,
+    show_p,
+    text_table,
+    write_csv,
+)
 from analysis.store import Store
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from analysis.figures_control import Panels
-    from analysis.tables import ControlData, ControlSeries
+    from analysis.drawing import Drawn, Written
+    from analysis.tables import ControlData
 
 Row = dict[str, Any]
-Named = Iterator[tuple[str, "Figure"]]
-BARS = "Bars: 95 % bootstrap interval over experiments."
+MAIN = ("effect", "readout", "heatmap", "scores", "layers", "axes")
+"""Kinds of figures that are drawn without --figure and --all."""
+KINDS = (*MAIN, "density", "accumulation", "precision", "cosine", "models")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_plot_flags(parser)
+    add_plot_flags(parser, KINDS, MAIN)
     parser.add_argument(
         "--mode", choices=("both", "active", "inactive"), default="both",
         help="active: the model writes; inactive: it reads a given sentence (default: %(default)s)",
@@ -41,161 +49,78 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def make_figures(
     store: Store,
     *,
+    kinds: Sequence[str] = MAIN,
     axes: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     mode: str = "both",
+    models: Sequence[str] | None = None,
     formats: Sequence[str] = ("png",),
     out: Path | None = None,
     data: ControlData | None = None,
     rows: Sequence[Row] | None = None,
-) -> list[Path]:
-    """Draw every figure of the control experiments and write summary_imit.csv next to them.
+) -> list[Written]:
+    """Draw figures of the control experiments, and write their tables and the index page next to them.
 
     Args:
+        kinds: see KINDS.
         axes, layers, mode: narrow the choice; None and ``both``: all that has runs.
+        models: other models for the kind ``models``; None: all with runs on the dataset.
         out: folder, default ``store.figures``.
         data, rows: what load_control and control_table returned, if they are at hand.
-
-    Returns:
-        The figures' paths.
 
     Raises:
         UserError: nothing to draw; the message holds the command that makes it.
     """
-    from analysis import effects, figures, tables
+    from analysis import effects, tables
+    from analysis.drawing import write_drawn
+    from analysis.folder import finish_folder
 
     data = data or tables.load_control(store, axes, layers)
     data = data if mode == "both" else tables.only_modes(data, [mode])
     rows = rows or effects.control_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_imit.csv")
-    paths = []
-    for name, figure in _figures(store, data, rows):
-        paths += figures.write_figure(figure, folder, name, formats)
-    return paths
+    about = {"stage": "control", "model": store.model, "dataset": store.dataset}
+    drawn = _figures(store, data, rows, kinds, axes, models)
+    written = write_drawn(drawn, folder, formats, about)
+    finish_folder(folder, "control", written, formats, f"{store.model}, {store.dataset}", data.meta)
+    return written
 
 
-def _figures(store: Store, data: ControlData, rows: Sequence[Row]) -> Named:
-    from analysis.overview import axes_overview
+def _figures(
+    store: Store,
+    data: ControlData,
+    rows: Sequence[Row],
+    kinds: Sequence[str],
+    axes: Sequence[str] | None,
+    models: Sequence[str] | None,
+) -> Iterator[Drawn]:
+    from analysis import draw_axes, draw_control, draw_models
 
-    targeted = sorted({series.layer for series in data.series})
-    for layer in targeted:
-        here = [series for series in data.series if series.layer == layer]
-        yield from _layer_figures(store, data, here, [row for row in rows if row["layer"] == layer])
-    if len(targeted) > 1:
-        yield "control_by_layer", _by_target(store, data, rows)
-    if store.layers():
-        yield "axes_overview", axes_overview(store)
-
-
-def _layer_figures(
-    store: Store, data: ControlData, here: Sequence[ControlSeries], rows: Sequence[Row]
-) -> Named:
-    from analysis import effects, figures_control
-
-    layer, modes = here[0].layer, _modes(here)
-    largest = max(int(series.shots[-1]) for series in here)
-    where = f"{store.model}, {store.dataset}, layer {layer}"
-    title = f"Control against examples in context ({where})"
-    yield f"control_layer{layer}", figures_control.plot_control(_panels(rows, modes, "n"), title, _note(rows))
-
-    read = {
-        mode: {s.axis: _curve(effects.layer_effects(s, mode), "layer") for s in here if mode in s.modes}
-        for mode in modes
-    }
-    title = f"The same axis read at every layer, N = {largest} ({where} targeted)"
-    note = _note(rows).replace("Bars", "Bands")
-    yield f"control_readout_layer{layer}", figures_control.plot_readout(read, layer, title, note)
-
-    found = {mode: effects.affected_effects(data, layer, mode) for mode in modes}
-    targets, affected, _, _ = found[modes[0]]
-    title = f"Effect on the targeted and on other axes, N = {largest} ({where})"
-    note = f"{_n_text(rows)} Outlined: the targeted axis itself. Intervals: summary_imit.csv, targeted axis."
-    matrices = {mode: part[2] for mode, part in found.items()}
-    heatmap = figures_control.plot_heatmap(matrices, targets, affected, title, note)
-    yield f"control_heatmap_layer{layer}", heatmap
-
-    cells = {series.axis: _histogram_cells(series) for series in here}
-    behind = {s.axis: data.originals[s.axis, layer] for s in here if (s.axis, layer) in data.originals}
-    title = f"Scores when a high or a low score was wanted ({where})"
-    note = f"{_n_text(rows)} Dashed: means. Scores beyond the axis's ends are counted in the last bins."
-    yield (
-        f"control_scores_layer{layer}",
-        figures_control.plot_score_histograms(cells, behind, title, note),
-    )
-
-
-def _by_target(store: Store, data: ControlData, rows: Sequence[Row]) -> Figure:
-    from analysis import figures_control
-
-    last = max(row["n"] for row in rows)
-    at_last = [row for row in rows if row["n"] == last]
-    title = f"Control against the layer that is targeted, N = {last} ({store.model}, {store.dataset})"
-    panels = _panels(at_last, _modes(data.series), "layer")
-    return figures_control.plot_effect_by_target(panels, title, _note(at_last))
-
-
-def _modes(series: Sequence[ControlSeries]) -> list[str]:
-    from analysis.tables import MODES
-
-    return [mode for mode in MODES if any(mode in s.modes for s in series)]
-
-
-def _panels(rows: Sequence[Row], modes: Sequence[str], x: str) -> Panels:
-    """Group rows into mode -> axis -> curve over column ``x``."""
-    axes = list(dict.fromkeys(row["axis"] for row in rows))
-    return {
-        mode: {
-            axis: _curve([row for row in rows if row["mode"] == mode and row["axis"] == axis], x)
-            for axis in axes
-        }
-        for mode in modes
-    }
-
-
-def _curve(rows: Sequence[Row], x: str) -> Any:
-    import numpy as np
-
-    from analysis.figures import Curve
-
-    rows = sorted(rows, key=lambda row: row[x])
-    return Curve(*(np.array([row[key] for row in rows], float) for key in (x, "d", "d_low", "d_high")))
-
-
-def _histogram_cells(series: ControlSeries) -> dict[tuple[str, int], Any]:
-    """Return (mode, N) -> scores when high was wanted, when low was, at the smallest and largest N."""
-    ends = sorted({0, len(series.shots) - 1})
-    return {
-        (mode, int(series.shots[s])): (
-            series.target[:, s, m, :, 1].ravel(),
-            series.target[:, s, m, :, 0].ravel(),
-        )
-        for m, mode in enumerate(series.modes)
-        for s in ends
-    }
-
-
-def _n_text(rows: Sequence[Row]) -> str:
-    from analysis.figures import count
-
-    return (
-        f"{count((row['experiments'] for row in rows), 'experiment')}, "
-        f"{count((row['trials'] for row in rows), 'trial')} per point."
-    )
-
-
-def _note(rows: Sequence[Row]) -> str:
-    single = all(row["experiments"] < 2 for row in rows)
-    return f"{_n_text(rows)} {'One experiment has no interval.' if single else BARS}"
+    directions = draw_axes.direction_reader(store)
+    for layer, levels in sorted({(s.layer, s.levels) for s in data.series}):
+        here = draw_control.LayerFigures(store, data, rows, layer, levels, directions)
+        for kind, draw in draw_control.KINDS.items():
+            if kind in kinds and (drawn := draw(here)) is not None:
+                yield drawn
+    if "layers" in kinds:
+        yield from draw_control.across_layers(store, data, rows)
+    if "axes" in kinds and store.layers():
+        yield from draw_axes.axes_figures(store)
+    if "models" in kinds:
+        stores = draw_models.other_stores(store, models, "imit")
+        if len(stores) > 1:
+            found = [draw_models.control_results(other, axes) for other in stores]
+            yield from draw_models.control_figures(found, store.dataset)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """Return the effects at the largest N as a table in text."""
     last = max(row["n"] for row in rows)
-    header = ("axis", "layer", "mode", "N", "d [95 % CI]", "d_z", "p", "q", "experiments", "empty")
+    header = ("axis", "layer", "levels", "mode", "N", "d [95 % CI]", "d_z", "p", "q", "experiments", "empty")
     lines = [
         (
-            row["axis"], row["layer"], row["mode"], row["n"], interval(row, "d"), row["dz"],
+            row["axis"], row["layer"], row["levels"], row["mode"], row["n"], interval(row, "d"), row["dz"],
             show_p(row["p"]), show_p(row["q"]), row["experiments"], row["empty"],
         )
         for row in rows
@@ -215,10 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = tables.load_control(store, args.axes, resolve_layers(store, args.layer, "imit"))
     data = data if args.mode == "both" else tables.only_modes(data, [args.mode])
     rows = effects.control_table(data)
-    paths = make_figures(store, formats=args.format, out=args.out, data=data, rows=rows)
+    written = make_figures(
+        store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
+        formats=args.format, out=args.out, data=data, rows=rows,
+    )  # fmt: skip
     print(summary(rows))
-    for path in [*paths, (args.out or store.figures) / "summary_imit.csv"]:
+    for path in [path for figure in written for path in figure.paths]:
         print(path)
+    folder = args.out or store.figures
+    for name in ("summary_imit.csv", "summary.csv", "index.html"):
+        print(folder / name)
     return 0
 
 

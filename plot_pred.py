@@ -1,8 +1,9 @@
 """Figures of the report experiments: can the model predict the scores of its own activations?
 
-Reads   results/<model>/<dataset>/pred_*.pkl and axes_layer*.pkl; never loads a model
-Writes  results/<model>/<dataset>/figures/report_*.png and summary_pred.csv
-Try     python plot_pred.py --model smollm2 --dataset commonsense --format png pdf
+Reads   results/<model>/<dataset>/pred_*.pkl; never loads a model
+Writes  results/<model>/<dataset>/figures/: report_*.png, summary_pred.csv (accuracies), summary.csv (every
+        plotted number) and index.html (every figure)
+Try     python plot_pred.py --model smollm2 --dataset commonsense --all --format png pdf
 """
 
 from __future__ import annotations
@@ -13,106 +14,94 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli import base_parser, script, setup_logging
-from analysis.plotting import add_plot_flags, interval, resolve_layers, show_p, text_table, write_csv
+from analysis.plotting import (
+    add_plot_flags,
+    chosen_kinds,
+    interval,
+    resolve_layers,
+    show_p,
+    text_table,
+    write_csv,
+)
 from analysis.store import Store
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from analysis.figures import Curve
-    from analysis.tables import ReportData, ReportSeries
+    from analysis.drawing import Drawn, Written
+    from analysis.tables import ReportData
 
 Row = dict[str, Any]
+MAIN = ("report", "layers", "observers", "levels")
+"""Kinds of figures that are drawn without --figure and --all."""
+KINDS = (*MAIN, "mean", "confusion", "level_scores", "models")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_plot_flags(parser)
+    add_plot_flags(parser, KINDS, MAIN)
     return parser.parse_args(argv)
 
 
 def make_figures(
     store: Store,
     *,
+    kinds: Sequence[str] = MAIN,
     axes: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
+    models: Sequence[str] | None = None,
     formats: Sequence[str] = ("png",),
     out: Path | None = None,
     data: ReportData | None = None,
     rows: Sequence[Row] | None = None,
-) -> list[Path]:
-    """Draw every figure of the report experiments and write summary_pred.csv next to them.
+) -> list[Written]:
+    """Draw figures of the report experiments, and write their tables and the index page next to them.
 
-    Args, Returns, Raises: as for ``plot_imit.make_figures``, with load_report and report_table.
+    Args, Raises: as for ``plot_imit.make_figures``, with load_report and report_table.
     """
-    from analysis import effects, figures, tables
+    from analysis import report_effects, tables
+    from analysis.drawing import write_drawn
+    from analysis.folder import finish_folder
 
     data = data or tables.load_report(store, axes, layers)
-    rows = rows or effects.report_table(data)
+    rows = rows or report_effects.report_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_pred.csv")
-    paths = []
-    for name, figure in _figures(store, data):
-        paths += figures.write_figure(figure, folder, name, formats)
-    return paths
+    about = {"stage": "report", "model": store.model, "dataset": store.dataset}
+    written = write_drawn(_figures(store, data, rows, kinds, axes, models), folder, formats, about)
+    finish_folder(folder, "report", written, formats, f"{store.model}, {store.dataset}", data.meta)
+    return written
 
 
-def _figures(store: Store, data: ReportData) -> Iterator[tuple[str, Figure]]:
-    from analysis import figures_report
+def _figures(
+    store: Store,
+    data: ReportData,
+    rows: Sequence[Row],
+    kinds: Sequence[str],
+    axes: Sequence[str] | None,
+    models: Sequence[str] | None,
+) -> Iterator[Drawn]:
+    from analysis import draw_models, draw_report
 
-    where = f"{store.model}, {store.dataset}"
-    layers = sorted({series.layer for series in data.series})
-    panels = {layer: _curves([s for s in data.series if s.layer == layer]) for layer in layers}
-    for layer, curves in panels.items():
-        title = f"Reporting the model's own scores ({where}, layer {layer})"
-        note = _note([s for s in data.series if s.layer == layer])
-        yield f"report_layer{layer}", figures_report.plot_report(*curves, title, note)
-    if len(layers) > 1:
-        title = f"Reporting the model's own scores, by layer ({where})"
-        yield "report_by_layer", figures_report.plot_report_layers(panels, title, _note(data.series))
-
-
-def _curves(series: Sequence[ReportSeries]) -> tuple[dict[str, Curve], dict[str, Curve], Curve]:
-    """Return accuracy and cross-entropy by axis, and the majority baseline as the mean over axes."""
-    import numpy as np
-
-    from analysis.effects import report_curves
-    from analysis.figures import Curve
-
-    found = {s.axis: report_curves(s) for s in series}
-    accuracy, entropy = (
-        {axis: Curve(curves["shown"], *curves[name]) for axis, curves in found.items()}
-        for name in ("accuracy", "cross_entropy")
-    )
-    longest = max(found.values(), key=lambda curves: len(curves["shown"]))
-    same = [curves["majority"] for curves in found.values() if len(curves["shown"]) == len(longest["shown"])]
-    return accuracy, entropy, Curve(longest["shown"], *np.mean(same, axis=0))
-
-
-def _note(series: Sequence[ReportSeries]) -> str:
-    from analysis.figures import count
-
-    single = all(len(s.exps) < 2 for s in series)
-    bands = "One experiment has no interval" if single else "Bands: 95 % bootstrap interval over experiments"
-    return (
-        f"{count((len(s.exps) for s in series), 'experiment')}, each with both label assignments. Points are "
-        f"means over ranges of positions (0, 1, 2, 3, 4-5, 6-7, 8-10, ...).\n{bands}. Chance: 0.5 and ln 2. "
-        "Majority so far: guessing the label shown more often."
-    )
+    yield from draw_report.report_figures(store, data, rows, kinds)
+    if "models" in kinds:
+        stores = draw_models.other_stores(store, models, "pred")
+        if len(stores) > 1:
+            found = [draw_models.report_results(other, axes) for other in stores]
+            yield from draw_models.report_figures(found, store.dataset)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """Return the accuracies over the later half of the examples as a table in text."""
     header = (
-        "axis", "layer", "shown", "accuracy [95 % CI]", "majority", "gain [95 % CI]", "p", "q",
-        "cross-entropy [95 % CI]", "experiments",
+        "axis", "layer", "levels", "shown", "accuracy [95 % CI]", "majority", "gain [95 % CI]", "p", "q",
+        "ideal observer", "input only", "words", "experiments",
     )  # fmt: skip
+    observers = ("accuracy_own", "accuracy_embedding", "accuracy_words")
     lines = [
         (
-            row["axis"], row["layer"], f"{row['n_from']}-{row['n_to']}", interval(row, "accuracy"),
-            row["majority"], interval(row, "gain"), show_p(row["p"]), show_p(row["q"]),
-            interval(row, "cross_entropy"), row["experiments"],
+            row["axis"], row["layer"], row["levels"], f"{row['n_from']}-{row['n_to']}",
+            interval(row, "accuracy"), row["majority"], interval(row, "gain"), show_p(row["p"]),
+            show_p(row["q"]), *(row.get(name, float("nan")) for name in observers), row["experiments"],
         )
         for row in rows
     ]  # fmt: skip
@@ -124,15 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script."""
     args = parse_args(argv)
     setup_logging(args.log_level)
-    from analysis import effects, tables
+    from analysis import report_effects, tables
 
     store = Store(args.results, args.model, args.dataset)
     data = tables.load_report(store, args.axes, resolve_layers(store, args.layer, "pred"))
-    rows = effects.report_table(data)
-    paths = make_figures(store, formats=args.format, out=args.out, data=data, rows=rows)
+    rows = report_effects.report_table(data)
+    written = make_figures(
+        store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
+        formats=args.format, out=args.out, data=data, rows=rows,
+    )  # fmt: skip
     print(summary(rows))
-    for path in [*paths, (args.out or store.figures) / "summary_pred.csv"]:
+    for path in [path for figure in written for path in figure.paths]:
         print(path)
+    folder = args.out or store.figures
+    for name in ("summary_pred.csv", "summary.csv", "index.html"):
+        print(folder / name)
     return 0
 
 

@@ -205,6 +205,12 @@ class LoadedModel:
         """Such as ``float32``."""
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What results record of the model."""
+        size = sum(weight.numel() for weight in self.model.parameters())
+        return {"model_name": self.name, "n_layers": self.n_layers, "n_parameters": size}
+
 
 def model_name(name: str) -> str:
     """Return the hub name, folder or file that an alias stands for."""

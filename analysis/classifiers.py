@@ -72,6 +72,14 @@ class AxisSet:
             )
         return (_project(hidden, self.mean, self.directions) / self.scales).astype(np.float32)
 
+    def score(self, hidden: np.ndarray, name: str) -> np.ndarray:
+        """Return the positions (N,) float32 on one axis, NaN where this layer has no axis of that name."""
+        if name not in self.names:
+            return np.full(len(hidden), np.nan, np.float32)
+        k = self.names.index(name)
+        position = _project(hidden, self.mean, self.directions[k : k + 1])[:, 0]
+        return (position / self.scales[k]).astype(np.float32)
+
     def index(self, name: str) -> int:
         """Return the row of an axis.
 

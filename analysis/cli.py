@@ -110,11 +110,20 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
         "--pc", type=positive, nargs="+", default=[], help="principal components, such as --pc 1 2 4"
     )
     parser.add_argument(
-        "--clf", nargs="+", default=[], help="axes by name: lr, meandiff, random0, lr_shuffled0"
+        "--clf", nargs="+", default=[], help="axes by name: lr, meandiff, random0, lr_shuffled0, lr_ensemble"
     )
     parser.add_argument(
         "--layer", default=argparse.SUPPRESS,
         help="all, middle, selected, or numbers such as 7,15; layer 0 is the output of the first block",
+    )  # fmt: skip
+    add_levels_flag(parser)
+
+
+def add_levels_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --levels."""
+    parser.add_argument(
+        "--levels", type=int, nargs="+", default=argparse.SUPPRESS,
+        help="labels shown: 2 (low, high), 4, 6, 8 or 10 quantile levels; several: a grid each (default: 2)",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Shape letters: T trials   K axes   L layers   D hidden size
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.ensemble import ENSEMBLE
 from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_prompts import Prompter
@@ -40,8 +42,8 @@ class Control:
         self.lm, self.study, self.tree = lm, study, tree
         self.settings: Settings = study.settings
         self.prompter = Prompter(lm.tokenizer, lm.name)
-        self.prompter.answer_ids(study.prompts.shown, (0, 1))  # labels must be single tokens
-        self.trials = control_trials(self.settings.shots, self.settings.modes)
+        for levels in self.settings.levels:  # labels must be single tokens
+            self.prompter.answer_ids(study.prompts.shown, range(levels))
 
     def check(self, keys: Iterable[UnitKey]) -> None:
         """Raise UserError before any work if an experiment lacks sentences or its prompt does not fit."""
@@ -57,8 +59,8 @@ class Control:
         """Return the tokens of the longest prompt with ``n`` examples, its reply included."""
         sentences = [self.study.sentences[row] for row in rows]
         lengths = []
-        for mode in self.settings.modes:
-            trial = ControlTrial(n, False, 1, mode)
+        for mode, levels in itertools.product(self.settings.modes, self.settings.levels):
+            trial = ControlTrial(n, False, levels - 1, mode, levels)
             turns = control_turns(trial, self.study.prompts, sentences, [0] * len(sentences))
             reply = self.settings.max_new_tokens if mode == "active" else 0
             lengths.append(len(self.prompter.encode(turns, reply=mode == "active").ids) + reply)
@@ -68,16 +70,18 @@ class Control:
         """Run one unit and return its record, see docs in README (results files)."""
         rows = self.order(key.exp)
         sentences = [self.study.sentences[row] for row in rows]
-        labels = self.study.labels(key.layer, key.axis)[rows]
-        requests = [self.request(key, trial, sentences, labels) for trial in self.trials]
+        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
+        trials = control_trials(self.settings.shots, self.settings.modes, key.levels)
+        requests = [self.request(key, trial, sentences, labels) for trial in trials]
         layers = self.study.layers
         readings, tokens = read_counted(self.tree, requests, layers)
         pooled = np.stack([_activation(reading) for reading in readings])
         return {
-            **self.trial_columns(),
-            **self.reading_columns(key, pooled, layers),
-            **self.text_columns(readings, sentences),
-            "test_sentence": [sentences[trial.n] for trial in self.trials],
+            **trial_columns(trials),
+            **self.reading_columns(key, pooled),
+            **text_columns(trials, readings, sentences),
+            "difference": mean_difference(trials, pooled[:, layers.index(key.layer)], self.settings.modes),
+            "test_sentence": [sentences[trial.n] for trial in trials],
             "rows": rows,
             "tokens": tokens,
         }
@@ -97,60 +101,94 @@ class Control:
         seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
         return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
 
-    # ------------------------------------------------------------ columns of the record
-
-    def trial_columns(self) -> dict[str, Any]:
-        """Return what was asked for, per trial."""
-        return {
-            "n": np.array([trial.n for trial in self.trials]),
-            "flip": np.array([trial.flip for trial in self.trials]),
-            "target": np.array([trial.target for trial in self.trials]),
-            "want": np.array([trial.want for trial in self.trials]),
-            "mode": [trial.mode for trial in self.trials],
-        }
-
-    def reading_columns(self, key: UnitKey, pooled: np.ndarray, layers: Sequence[int]) -> dict[str, Any]:
+    def reading_columns(self, key: UnitKey, pooled: np.ndarray) -> dict[str, Any]:
         """Return scores on every axis of the target layer, and the target axis at every layer.
 
         Args:
             key: the unit.
-            pooled: (T, L, D) float32, NaN rows for empty replies.
-            layers: the L layers.
+            pooled: (T, L, D) float32 at every layer, NaN rows for empty replies.
+
+        Returns:
+            ``affected`` names and ``scores`` (T, K); ``layers`` and ``by_layer`` (T, L), the axis of the same
+            name of every layer; ``projection`` (T, L), the target layer's direction read at every layer, in
+            deviations of the target layer's scores (NaN for lr_ensemble, which has no direction).
         """
-        axes = self.study.axes(key.layer)
-        at = list(layers).index(key.layer)
-        by_layer = np.full((len(pooled), len(layers)), np.nan, np.float32)
-        projection = np.empty_like(by_layer)
-        direction = axes.directions[axes.index(key.axis)]
+        axes, layers = self.study.axes(key.layer), self.study.layers
+        own = "lr" if key.axis == ENSEMBLE else key.axis
+        by_layer, members, projection = (
+            np.full((len(pooled), len(layers)), np.nan, np.float32) for _ in range(3)
+        )
         for slot, layer in enumerate(layers):
-            own = self.study.axes(layer)
-            if key.axis in own.names:
-                by_layer[:, slot] = own.scores(pooled[:, slot])[:, own.index(key.axis)]
-            projection[:, slot] = (pooled[:, slot] - own.mean) @ direction
+            here = self.study.axes(layer)
+            by_layer[:, slot] = here.score(pooled[:, slot], own)
+            members[:, slot] = here.score(pooled[:, slot], "lr")
+            if key.axis != ENSEMBLE:
+                k = axes.index(key.axis)
+                moved = pooled[:, slot].astype(np.float64) - here.mean
+                projection[:, slot] = moved @ axes.directions[k] / axes.scales[k]
+        scores = axes.scores(pooled[:, layers.index(key.layer)])
         return {
-            "affected": list(axes.names),
-            "scores": axes.scores(pooled[:, at]),
+            "affected": [*axes.names, ENSEMBLE],
+            "scores": np.column_stack([scores, self.study.ensemble.score(members)]),
             "layers": np.array(layers),
             "by_layer": by_layer,
             "projection": projection,
         }
 
-    def text_columns(self, readings: Sequence[Reading], sentences: Sequence[str]) -> dict[str, Any]:
-        """Return what was written, how much of it was copied, and whether a score text was cut off."""
-        text, ids, copied, cut = [], [], [], []
-        for trial, reading in zip(self.trials, readings, strict=True):
-            reply = reading.reply
-            text.append(reply.sentence if reply else sentences[trial.n])
-            ids.append(list(reply.ids) if reply else [])
-            copied.append(copy_rate(reply.sentence, sentences[: trial.n]) if reply else np.nan)
-            cut.append(bool(reply and reply.cut))
-        return {
-            "text": text,
-            "reply_ids": ids,
-            "copy_rate": np.array(copied, np.float32),
-            "cut": np.array(cut),
-            "empty": np.array([not t for t in text]),
-        }
+
+def trial_columns(trials: Sequence[ControlTrial]) -> dict[str, Any]:
+    """Return what was asked for, per trial."""
+    return {
+        "n": np.array([trial.n for trial in trials]),
+        "flip": np.array([trial.flip for trial in trials]),
+        "target": np.array([trial.target for trial in trials]),
+        "want": np.array([trial.want for trial in trials]),
+        "mode": [trial.mode for trial in trials],
+    }
+
+
+def text_columns(
+    trials: Sequence[ControlTrial], readings: Sequence[Reading], sentences: Sequence[str]
+) -> dict[str, Any]:
+    """Return what was written, how much of it was copied, and whether a score text was cut off."""
+    text, ids, copied, cut = [], [], [], []
+    for trial, reading in zip(trials, readings, strict=True):
+        reply = reading.reply
+        text.append(reply.sentence if reply else sentences[trial.n])
+        ids.append(list(reply.ids) if reply else [])
+        copied.append(copy_rate(reply.sentence, sentences[: trial.n]) if reply else np.nan)
+        cut.append(bool(reply and reply.cut))
+    return {
+        "text": text,
+        "reply_ids": ids,
+        "copy_rate": np.array(copied, np.float32),
+        "cut": np.array(cut),
+        "empty": np.array([not t for t in text]),
+    }
+
+
+def mean_difference(
+    trials: Sequence[ControlTrial], pooled: np.ndarray, modes: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return per mode the change of the hidden state at the largest N, from low wanted to high wanted.
+
+    Args:
+        trials: T of them.
+        pooled: (T, D) at the target layer, NaN rows for empty replies.
+        modes: of the trials.
+
+    Returns:
+        mode -> (D,) float32, the mean over the label assignments; NaN if a reply was empty.
+    """
+    last = max(trial.n for trial in trials)
+    signs = {
+        mode: np.array([(2 * t.want - 1) * (t.n == last and t.mode == mode) for t in trials])
+        for mode in modes
+    }
+    return {
+        mode: (pooled[sign != 0] * sign[sign != 0, None]).sum(axis=0) / (np.abs(sign).sum() / 2)
+        for mode, sign in signs.items()
+    }
 
 
 def _activation(reading: Reading) -> np.ndarray:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from analysis.classifiers import AxisSet
+from analysis.ensemble import ENSEMBLE, Ensemble, fit_ensemble
+from analysis.levels import level_cuts, to_levels
 from analysis.missing import command
 from analysis.prefix_tree import Counters, PrefixTree, Reading, Request
 from analysis.preparation import PREP_SETTINGS, load_axes
@@ -36,40 +39,54 @@ class Study:
     identity: Mapping[str, Any]
     """What the axes depend on, as recorded by the preparation."""
     sentences: list[str]
+    axis_rows: np.ndarray
+    """(n_axis,) rows that fitted the axes."""
     trial_rows: np.ndarray
     """(n_trial,) rows that experiments draw from."""
+    loaded: dict[int, tuple[AxisSet, dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
+    """Axes files that were read, by layer."""
 
     def axes(self, layer: int) -> AxisSet:
         """Return the axes of one layer."""
-        return _load(self.store, layer)[0]
+        return self._load(layer)[0]
 
     def scores(self, layer: int, axis: str) -> np.ndarray:
         """Return (B,) scores of every sentence on one axis, in training deviations."""
-        return _load(self.store, layer)[1]["scores"][:, self.axes(layer).index(axis)]
+        if axis == ENSEMBLE:
+            return self.ensemble.scores
+        return self._load(layer)[1]["scores"][:, self.axes(layer).index(axis)]
 
-    def labels(self, layer: int, axis: str) -> np.ndarray:
-        """Return (B,) int64: 1 where the score is above the axis's threshold."""
-        return (self.scores(layer, axis) > self.axes(layer).threshold(axis)).astype(np.int64)
+    def labels(self, layer: int, axis: str, levels: int = 2) -> np.ndarray:
+        """Return (B,) int64 labels; of two, 1 means a score above the axis's threshold."""
+        scores = self.scores(layer, axis)
+        middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
+        return to_levels(scores, level_cuts(scores[self.axis_rows], middle, levels))
 
-    @property
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """``lr_ensemble``, made of the ``lr`` axes of all layers."""
+        by_layer = np.stack([self.scores(layer, "lr") for layer in self.layers], axis=1)
+        return fit_ensemble(by_layer, self.axis_rows, self.settings.threshold)
+
+    def _load(self, layer: int) -> tuple[AxisSet, dict[str, Any]]:
+        if layer not in self.loaded:
+            self.loaded[layer] = load_axes(self.store, layer)
+        return self.loaded[layer]
+
+    @cached_property
     def layers(self) -> list[int]:
         """Layers that have axes."""
         return self.store.layers()
 
     def check_model(self, lm: LoadedModel) -> None:
         """Raise UserError if ``lm`` is not the model, or not in the precision, that the axes belong to."""
-        for field, now in (("model", lm.fingerprint), ("dtype", lm.dtype)):
-            if self.identity[field] != now:
+        for name, now in (("model", lm.fingerprint), ("dtype", lm.dtype)):
+            if self.identity[name] != now:
                 raise UserError(
-                    f"the axes in {self.store.folder} were made with {field} {self.identity[field][:16]}, "
+                    f"the axes in {self.store.folder} were made with {name} {self.identity[name][:16]}, "
                     f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
                     "main_prep.py --overwrite"
                 )
-
-
-@lru_cache(maxsize=256)
-def _load(store: Store, layer: int) -> tuple[AxisSet, dict[str, Any]]:
-    return load_axes(store, layer)
 
 
 def open_study(store: Store, settings: Settings) -> Study:
@@ -88,9 +105,9 @@ def open_study(store: Store, settings: Settings) -> Study:
             "--seed, choose another --results folder, or run main_prep.py with --overwrite"
         )
     split = read(store.split, identity)
-    _load.cache_clear()
     prompts = load_prompts(store.dataset)
-    return Study(store, settings, prompts, identity, split["sentences"], split["trial_rows"])
+    rows = split["axis_rows"], split["trial_rows"]
+    return Study(store, settings, prompts, identity, split["sentences"], *rows)
 
 
 def _check_complete(store: Store, layers: Sequence[int], n_layers: int) -> None:
@@ -109,6 +126,7 @@ def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any)
         "axis": key.axis,
         "layer": key.layer,
         "exp": key.exp,
+        "levels": key.levels,
         **{name: plain[name] for name in names},
         **more,
     }
@@ -117,12 +135,12 @@ def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any)
 def unit_keys(
     kind: str, study: Study, axes: Iterable[str], layers: Iterable[int], exps: Iterable[int]
 ) -> list[UnitKey]:
-    """Return all units of a grid, after checking that each axis exists at each layer."""
-    axes, layers, exps = list(axes), list(layers), list(exps)
-    for layer in layers:
-        for axis in axes:
-            study.axes(layer).index(axis)
-    return [UnitKey(kind, a, layer, e) for layer in layers for a in axes for e in exps]
+    """Return all units of a grid, after checking that each axis and its levels exist at each layer."""
+    axes, layers, exps, levels = list(axes), list(layers), list(exps), study.settings.levels
+    for layer, axis, n in itertools.product(layers, axes, levels):
+        study.labels(layer, axis, n)
+    grid = itertools.product(levels, layers, axes, exps)
+    return [UnitKey(kind, axis, layer, exp, n) for n, layer, axis, exp in grid]
 
 
 def unfinished(

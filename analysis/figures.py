@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 
-from analysis.tables import axis_order
+from analysis.series import axis_order
 from utils import save_bytes
 
 FORMATS = ("png", "pdf", "svg")
 WIDTH = 7.0
 """Inches: the text width of a paper with one column."""
+_TITLE_LINE, _NOTE_LINE = 92, 135
+"""Characters of a title and of a note that fit into WIDTH."""
 GREY = "#595959"
 HIGH, LOW = "#D55E00", "#0072B2"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
@@ -75,9 +78,13 @@ def canvas(rows: int, columns: int, height: float, title: str, note: str, **grid
     """
     fig = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, **grid)
-    fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    fig.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color=GREY)
+    fig.suptitle(_wrapped(title, _TITLE_LINE), x=0.01, ha="left", fontweight="bold")
+    fig.supxlabel(_wrapped(note, _NOTE_LINE), x=0.01, ha="left", fontsize=6.5, color=GREY)
     return fig, axes
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def colour(axis: str, among: Sequence[str] = ()) -> str:
@@ -162,7 +169,8 @@ def key_below_title(fig: Figure, ax: Axes) -> None:
     """Put the key of ``ax`` in one line under the figure's title."""
     handles, labels = ax.get_legend_handles_labels()
     fig.suptitle(f"{fig.get_suptitle()}\n", x=0.01, ha="left", fontweight="bold")  # room for one more line
-    line = 1 - 0.2 / fig.get_figheight()
+    lines = fig.get_suptitle().count("\n")
+    line = 1 - (0.05 + 0.15 * lines) / fig.get_figheight()
     key = fig.legend(
         handles,
         labels,

@@ -28,22 +28,31 @@ from analysis.figures import (
 LN2 = float(np.log(2))
 METRICS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy (nats)"}
 CHANCE = {"accuracy": 0.5, "cross_entropy": LN2}
+DASHES = {"majority": "--", "activations": "-.", "embeddings": ":", "words": (0, (1, 1, 4, 1))}
+"""Baseline -> how its grey line is dashed."""
 
 
 @styled
 def plot_report(
-    accuracy: Mapping[str, Curve], entropy: Mapping[str, Curve], majority: Curve, title: str, note: str
+    accuracy: Mapping[str, Curve],
+    entropy: Mapping[str, Curve],
+    known: Mapping[str, Curve],
+    known_entropy: Mapping[str, Curve],
+    title: str,
+    note: str,
 ) -> Figure:
     """Draw report accuracy and cross-entropy against the number of examples already shown.
 
     Args:
         accuracy: axis -> curve of the share of right predictions.
         entropy: axis -> curve of -log p(label) in nats.
-        majority: accuracy of guessing the label shown more often so far, mean over axes.
+        known: baseline -> curve of accuracy, drawn grey.
+        known_entropy: baseline -> curve of cross-entropy, drawn grey.
     """
-    fig, axes = canvas(1, 2, 3.0, title, note)
-    for ax, curves, metric in zip(axes[0], (accuracy, entropy), METRICS, strict=True):
-        _report_panel(ax, curves, metric, majority if metric == "accuracy" else None)
+    fig, axes = canvas(1, 2, 3.4, title, note)
+    parts = ((accuracy, known), (entropy, known_entropy))
+    for ax, (curves, baselines), metric in zip(axes[0], parts, METRICS, strict=True):
+        _report_panel(ax, curves, metric, baselines)
         ax.set_ylabel(METRICS[metric])
         ax.set_xlabel("examples already shown")
     return fig
@@ -51,21 +60,21 @@ def plot_report(
 
 @styled
 def plot_report_layers(
-    by_layer: Mapping[int, tuple[Mapping[str, Curve], Mapping[str, Curve], Curve]], title: str, note: str
+    by_layer: Mapping[int, tuple[Mapping[str, Curve], ...]], title: str, note: str
 ) -> Figure:
     """Draw one column of panels per layer: accuracy above, cross-entropy below.
 
     Args:
-        by_layer: layer -> accuracy, entropy, majority, as for plot_report.
+        by_layer: layer -> accuracy, entropy, known, known_entropy, as for plot_report.
     """
     columns = min(5, len(by_layer))
     blocks = -(-len(by_layer) // columns)
     fig, axes = canvas(2 * blocks, columns, 0.8 + 2.8 * blocks, title, note)
-    for i, (layer, (accuracy, entropy, majority)) in enumerate(by_layer.items()):
+    for i, (layer, (accuracy, entropy, known, known_entropy)) in enumerate(by_layer.items()):
         block, column = divmod(i, columns)
         top, bottom = axes[2 * block, column], axes[2 * block + 1, column]
-        _report_panel(top, accuracy, "accuracy", majority, small=True)
-        _report_panel(bottom, entropy, "cross_entropy", None, small=True)
+        _report_panel(top, accuracy, "accuracy", known, small=True)
+        _report_panel(bottom, entropy, "cross_entropy", known_entropy, small=True)
         top.set_title(f"layer {layer}")
         top.tick_params(labelbottom=False)
         for ax, metric in ((top, "accuracy"), (bottom, "cross_entropy")):
@@ -88,11 +97,11 @@ def _same_heights(axes: Sequence[Axes]) -> None:
 
 
 def _report_panel(
-    ax: Axes, curves: Mapping[str, Curve], metric: str, majority: Curve | None, small: bool = False
+    ax: Axes, curves: Mapping[str, Curve], metric: str, baselines: Mapping[str, Curve], small: bool = False
 ) -> None:
     ax.axhline(CHANCE[metric], color=GREY, linewidth=0.6, zorder=1, label="chance")
-    if majority is not None:
-        ax.plot(majority.x, majority.y, color=GREY, linestyle="--", linewidth=0.9, label="majority so far")
+    for name, known in baselines.items():
+        ax.plot(known.x, known.y, color=GREY, linestyle=DASHES[name], linewidth=0.9, label=name)
     for axis, curve in curves.items():
         band_line(ax, curve, axis, list(curves), markers=not small)
     longest = max(float(curve.x.max()) for curve in curves.values())
@@ -102,8 +111,7 @@ def _report_panel(
     else:
         names = list(curves)
         ends = [(*last_point(curve), axis, colour(axis, names)) for axis, curve in curves.items()]
-        if majority is not None:
-            ends.append((*last_point(majority), "majority", GREY))
+        ends += [(*last_point(known), name, GREY) for name, known in baselines.items()]
         x_end = max(end[0] for end in ends)
         direct_labels(ax, [*ends, (x_end, CHANCE[metric], "chance", GREY)])
 

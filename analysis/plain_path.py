@@ -14,6 +14,7 @@ import torch
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_hidden import read_layers
 from analysis.replies import Reply, ReplyMeans, Sampling, draw
+from analysis.steering import Interventions
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def read_plain(
 class _PlainRead:
     def __init__(self, tree: PrefixTree, request: Request, layers: list[int], answers: list[int]) -> None:
         self.tree, self.request, self.layers, self.answers = tree, request, layers, answers
+        self.steering = Interventions(tree.model, [(request.steering, len(request.ids))])
         self.cache: object = None
         self.ids: list[int] = []
         width = tree.model.config.get_text_config().hidden_size
@@ -111,7 +113,8 @@ class _PlainRead:
             ids, rows = self.ids, [len(self.ids) - 1]
         tree.total.calls += 1
         keep = torch.tensor(rows, dtype=torch.long)
-        with read_layers(tree.model, self.layers, sink):
+        acting = self.steering.acting(self.steering.tokens(0, len(self.ids))[-len(ids) :])
+        with acting, read_layers(tree.model, self.layers, sink):
             done = tree.model(
                 input_ids=torch.tensor([ids], device=tree.device),
                 past_key_values=self.cache,

@@ -13,17 +13,23 @@ from typing import Any
 
 from analysis.missing import no_axes
 from analysis.store import Store
-from configs.settings import SELECTED_LAYERS
-from utils import UserError, model_name, save_bytes
+from configs.layers import choose_layers
+from utils import save_bytes
 
 log = logging.getLogger(__name__)
 
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""What ``--layer selected`` means for a model that configs/settings.py does not list."""
 
-
-def add_plot_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of both plot scripts."""
+def add_plot_flags(parser: argparse.ArgumentParser, kinds: Sequence[str], main: Sequence[str]) -> None:
+    """Add the flags of both plot scripts; ``main`` are the kinds of figures drawn by default."""
+    parser.add_argument(
+        "--figure", nargs="+", choices=kinds, metavar="KIND",
+        help=f"which figures: {', '.join(kinds)} (default: {', '.join(main)})",
+    )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="every figure that the results on disk allow")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME",
+        help="other models for the figures over models (default: all with runs on this dataset)",
+    )  # fmt: skip
     parser.add_argument(
         "--layer", default="all",
         help="layers that were targeted: all (with runs), middle, selected, or such as 7,15 (default: all)",
@@ -38,46 +44,39 @@ def add_plot_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen_kinds(args: argparse.Namespace, kinds: Sequence[str], main: Sequence[str]) -> Sequence[str]:
+    """Return the kinds of figures that ``--figure`` and ``--all`` ask for."""
+    return kinds if args.all else args.figure or main
+
+
 def resolve_layers(store: Store, spec: str, kind: str) -> list[int] | None:
     """Return the layers that ``--layer`` means, from the layers that have axes; None is all with runs.
+
+    Selected layers without runs are named in the log and left out.
 
     Raises:
         UserError: not a layer of this model, with the choices.
     """
     if spec == "all":
         return None
-    layers = store.layers() or sorted({unit.layer for unit in store.units(kind)})
-    if not layers:
-        raise no_axes(store)
-    if spec == "middle":
-        return [layers[len(layers) // 2]]
-    if spec == "selected":
-        return _selected(store, kind, layers)
-    words = [word.strip() for word in spec.split(",")]
-    if not all(word.isdecimal() and int(word) in layers for word in words):
-        known = ", ".join(map(str, layers))
-        raise UserError(
-            f"--layer {spec}: give all, middle, selected, or numbers joined by commas out of those in "
-            f"{store.folder}: {known}"
-        )
-    return list(dict.fromkeys(int(word) for word in words))
-
-
-def _selected(store: Store, kind: str, layers: Sequence[int]) -> list[int]:
-    """Return the selected layers that have runs; those without are named in the log."""
-    computed = [math.floor(depth * layers[-1] + 0.5) for depth in DEPTHS]
-    wanted = SELECTED_LAYERS.get(model_name(store.model)) or tuple(dict.fromkeys(computed))
     have = {unit.layer for unit in store.units(kind)}
-    lacking = [layer for layer in wanted if layer not in have]
+    known = store.layers() or sorted(have)
+    if not known:
+        raise no_axes(store)
+    chosen = choose_layers(spec, store.model, known[-1] + 1)
+    if spec != "selected":
+        return list(chosen)
+    lacking = [layer for layer in chosen if layer not in have]
     if lacking:
         log.warning("selected layers without runs are left out: %s", ", ".join(map(str, lacking)))
-    return [layer for layer in wanted if layer in have] or list(wanted)
+    return [layer for layer in chosen if layer in have] or list(chosen)
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write one line per row; NaN becomes an empty cell."""
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] = ()) -> Path:
+    """Write one line per row, with the columns of the first row or ``columns``; NaN becomes an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(columns) or list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
     save_bytes(text.getvalue().encode(), path)

@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.replies import Reply, Sampling, stop_tokens
+from analysis.steering import Steering
 from analysis.tree_cache import Masks
 from utils import UserError
 
@@ -43,6 +44,8 @@ class Request:
     """Positions whose next-token logits are wanted, for the answer tokens of ``read``."""
     reply: Sampling | None = None
     """Write a reply after the last token."""
+    steering: Sequence[Steering] = ()
+    """Interventions on the residual stream, applied in this order."""
 
 
 @dataclass
@@ -122,7 +125,8 @@ class PrefixTree:
             expect: called before the work with the most tokens that will be forwarded.
 
         Raises:
-            UserError: a sequence is longer than the model's context, or the smallest budget does not fit.
+            UserError: a sequence is longer than the model's context, the smallest budget does not fit, or
+                steering that does not fit the model or its request.
         """
         check_context(self.model, requests)
         if not self.packed:

@@ -64,14 +64,14 @@ def prepare(
     dataset = split.dataset
     about = {
         "settings": dict(as_plain(settings)),
-        "model_name": lm.name,
+        **lm.about,
         "dataset_key": key,
-        "n_layers": lm.n_layers,
     }
     layers = range(lm.n_layers)
     last_files = [
         store.axes(layer) if method == "pcascore" else store.hidden(layer, method) for layer in layers
     ]
+    last_files += [store.embedding] if method == "pcascore" else []
     identity_of = identity if method == "pcascore" else {**identity, "method": method}
     if all([finished(path, identity_of, overwrite) for path in last_files]):
         log.info("preparation is there already: %s", store.folder)
@@ -82,6 +82,8 @@ def prepare(
     if method == "each":
         _write_each(tree, encoded, store, lm, identity_of, about)
         return
+    if method == "pcascore":
+        write(store.embedding, {"hidden": mean_embeddings(lm, encoded)}, identity, **about)
     pooled = pool_sentences(tree, encoded, layers, last_token=method == "last")
     for layer in bar(layers, desc="fitting axes", unit="layer"):
         hidden = np.ascontiguousarray(pooled[:, layer])
@@ -109,6 +111,20 @@ def pool_sentences(
         expect = partial(setattr, shown, "total")
         readings = tree.read(requests, layers, progress=shown.update, expect=expect)
     return stack_pooled(readings)
+
+
+def mean_embeddings(lm: LoadedModel, encoded: Sequence[Encoded]) -> np.ndarray:
+    """Return (B, D) float32: each sentence's mean input embedding, what the text alone tells."""
+    import torch
+
+    table = lm.model.get_input_embeddings()
+    found = []
+    with torch.inference_mode():
+        for e in encoded:
+            start, stop = e.spans[0]
+            ids = torch.tensor(e.ids[start:stop], device=table.weight.device)
+            found.append(table(ids).float().mean(dim=0).cpu().numpy())
+    return np.stack(found)
 
 
 def fit_layer(hidden: np.ndarray, split: Split, settings: Settings, layer: int) -> AxisSet:

@@ -6,7 +6,6 @@ Layer i is the residual stream after block i, from 0. It is read by a hook on th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,8 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from configs.settings import MODEL_ALIASES, SELECTED_LAYERS
-from utils import UserError, unknown
+from utils import UserError
 
 Sink = Callable[[int, torch.Tensor], None]
 """Receives (position in the list of layers, hidden states (1, C, D)) for every block that is read."""
@@ -69,39 +67,3 @@ def _hook(sink: Sink, slot: int, stop: bool) -> Callable[..., None]:
             raise StopForward
 
     return hook
-
-
-def selected_layers(model: str, n_layers: int) -> tuple[int, ...]:
-    """Return the layers at depths 0, 25, 50, 75 and 100 %, from the table or computed."""
-    listed = SELECTED_LAYERS.get(MODEL_ALIASES.get(model, model))
-    if listed is not None and listed[-1] == n_layers - 1:
-        return listed
-    depths = (int(q * (n_layers - 1) / 4 + 0.5) for q in range(5))
-    return tuple(dict.fromkeys(depths))
-
-
-def choose_layers(spec: str, model: str, n_layers: int) -> tuple[int, ...]:
-    """Return the layers that ``spec`` names.
-
-    Args:
-        spec: ``all``, ``middle``, ``selected``, or numbers such as ``7`` or ``7,15``.
-        model: alias or name, for the table of selected layers.
-        n_layers: number of blocks.
-
-    Raises:
-        UserError: not one of these, or a layer that the model does not have.
-    """
-    if spec == "all":
-        return tuple(range(n_layers))
-    if spec == "selected":
-        return selected_layers(model, n_layers)
-    if spec == "middle":
-        return (selected_layers(model, n_layers)[len(selected_layers(model, n_layers)) // 2],)
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", spec):
-        raise unknown("layer", spec, ("all", "middle", "selected", "numbers such as 7,15"), "--help")
-    layers = tuple(dict.fromkeys(int(part) for part in spec.split(",")))
-    if max(layers) >= n_layers:
-        raise UserError(
-            f"layer {max(layers)}: {model} has layers 0..{n_layers - 1} (0 is after the first block)"
-        )
-    return layers

@@ -239,11 +239,19 @@ class Prompts:
     axis_system: str
     user_turn: str
     shown: str
+    scale_binary: str
+    scale_levels: str
     control_system: str
     control_request: str
     control_active: str
     control_inactive: str
     report_system: str
+
+    def system(self, kind: str, levels: int) -> str:
+        """Return the system text of ``control`` or ``report`` with the scale of the labels filled in."""
+        text = self.control_system if kind == "control" else self.report_system
+        scale = self.scale_binary if levels == 2 else self.scale_levels.format(top=levels - 1)
+        return text.format(scale=scale)
 
 
 def load_prompts(dataset: str) -> Prompts:
@@ -259,7 +267,13 @@ def load_prompts(dataset: str) -> Prompts:
         raise UserError(
             f"{path}: every text must be a string, and user_turns a list of `dataset: text` lines"
         )
-    places = {"shown": ["sentence", "label"], "control_request": ["target"]}
+    places = {
+        "shown": ["sentence", "label"],
+        "scale_levels": ["top"],
+        "control_system": ["scale"],
+        "control_request": ["target"],
+        "report_system": ["scale"],
+    }
     for key, text in texts.items():
         found = _places(text)
         if found != places.get(key, []):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.drawing import Written
 from analysis.findings import control_findings, report_findings
 from analysis.plotting import interval, show, show_p
+from analysis.series import ControlSeries
 from analysis.store import Store
-from analysis.tables import ControlData, ControlSeries
+from analysis.tables import ControlData
 from utils import save_bytes
 
 log = logging.getLogger(__name__)
@@ -22,27 +23,12 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 TEMPLATE = Path(__file__).with_name("report_page.html.j2")
 IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-CAPTIONS = (
-    ("report_layer", "Report. The model predicts the label that its own activation gives each sentence, "
-     "after the examples before it. Dashed: guessing the label shown more often so far."),
-    ("report_by_layer", "Report at every layer that was run; all panels of a row share their scale."),
-    ("control_layer", "Control. Effect of wanting a high rather than a low score on the score itself. At "
-     "N = 0 nothing has been shown, so d should be near 0."),
-    ("control_by_layer", "Control at the largest N, by the layer that the scores came from."),
-    ("control_readout", "Where the effect is visible: the axis of the same name, read at every layer."),
-    ("control_heatmap", "How specific control is: the effect on the targeted axis (outlined) and on others. "
-     "Axes are not orthogonal across kinds, so some spread is expected."),
-    ("control_scores", "Scores behind the effect, at the smallest and the largest N."),
-    ("axes_overview", "How well the classifiers tell the classes apart on held-out sentences, and how much "
-     "variance the principal components explain."),
-)  # fmt: skip
-"""Start of a figure's file name -> caption, in the order of the page."""
 
 
 def write_report(
     store: Store,
     settings: Mapping[str, Any],
-    figures: Sequence[Path],
+    figures: Sequence[Written],
     control_rows: Sequence[Row],
     report_rows: Sequence[Row],
     examples: Sequence[Row],
@@ -52,7 +38,8 @@ def write_report(
 
     Args:
         settings: the study's settings, name -> value.
-        figures: PNG or SVG files, which are copied into the page; of others (PDF) only the names are logged.
+        figures: in the order of the page. PNG or SVG files are copied into it; of a figure that has neither
+            (PDF) only the name is logged.
         control_rows, report_rows: from analysis.effects; either may be empty.
         examples: from :func:`collect_examples`.
         about: provenance such as ``analysis.store.provenance()``; nested mappings are joined.
@@ -88,30 +75,18 @@ def _environment() -> Any:
     return environment
 
 
-def _inline(figures: Iterable[Path]) -> list[dict[str, str]]:
-    """Return each figure once, in the order of CAPTIONS, as a data URI with its caption."""
-    chosen: dict[str, Path] = {}
-    for path in figures:
-        if path.suffix in IMAGE_TYPES:
-            chosen.setdefault(path.stem, path)
-    left_out = sorted({path.stem for path in figures} - set(chosen))
+def _inline(figures: Iterable[Written]) -> list[dict[str, str]]:
+    """Return each figure that a browser can show as a data URI with its caption."""
+    found, left_out = [], []
+    for figure in figures:
+        path = next((path for path in figure.paths if path.suffix in IMAGE_TYPES), None)
+        if path is None:
+            left_out.append(figure.name)
+        else:
+            found.append({"name": figure.name, "caption": figure.caption, "uri": _data_uri(path)})
     if left_out:
         log.warning("the page shows PNG and SVG only; left out: %s", ", ".join(left_out))
-    return [
-        {"name": name, "caption": _caption(name), "uri": _data_uri(chosen[name])}
-        for name in sorted(chosen, key=_place)
-    ]
-
-
-def _place(name: str) -> tuple[int, list[str | int]]:
-    """Sort by caption, then by name with numbers in numeric order."""
-    kinds = [i for i, (start, _) in enumerate(CAPTIONS) if name.startswith(start)]
-    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    return (kinds[0] if kinds else len(CAPTIONS), parts)
-
-
-def _caption(name: str) -> str:
-    return next((text for start, text in CAPTIONS if name.startswith(start)), name)
+    return found
 
 
 def _data_uri(path: Path) -> str:

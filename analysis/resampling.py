@@ -94,9 +94,12 @@ def _bca_tails(values: np.ndarray, jackknife: np.ndarray, whole: float, level: f
     """Return the two quantiles of the resampled values at which the BCa interval ends."""
     plain = np.array([(1 - level) / 2, (1 + level) / 2])
     defined = values[np.isfinite(values)]
-    below = (defined < whole).sum() + (defined == whole).sum() / 2
     pull = jackknife.mean() - jackknife
     power = (pull**2).sum()
+    away = defined - whole
+    # a resample that is the data in another order counts as equal despite rounding
+    same = np.abs(away) <= 1e-12 * (abs(whole) + np.sqrt(np.nan_to_num(power)))
+    below = ((away < 0) & ~same).sum() + same.sum() / 2
     if not 0 < below < len(defined) or not power > 0:
         return tuple(plain)
     bias, skew = ndtri(below / len(defined)), (pull**3).sum() / (6 * power**1.5)

@@ -8,9 +8,9 @@ from typing import Any
 from analysis.control import Control, check_finite, control_identity
 from analysis.experiment import Study, open_study, run_units, unfinished, unit_keys
 from analysis.prefix_tree import PrefixTree
-from analysis.process_hidden import choose_layers
 from analysis.report import Report, report_identity
 from analysis.store import Store, UnitKey
+from configs.layers import choose_layers
 from configs.settings import Settings, as_plain
 from utils import LoadedModel, load_model, model_name
 
@@ -46,7 +46,7 @@ def run_control(
         store: where the preparation lies and units go.
         settings: see configs/settings.py.
         axes: axis names.
-        layer: see process_hidden.choose_layers.
+        layer: see configs/layers.py.
         exps: experiment numbers.
         token_budget: see PrefixTree.
         overwrite: redo what exists.
@@ -67,7 +67,7 @@ def run_control(
         lm = _loaded(models, store.model, options)
         control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         control.check(todo)
-        about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": store.dataset}
+        about = {"settings": dict(as_plain(settings)), **lm.about, "dataset_key": store.dataset}
         run_units(store, todo, identity, lambda key: check_finite(control.unit(key), key), about)
     return len(todo), len(keys) - len(todo)
 
@@ -110,6 +110,6 @@ def run_report(
             study.check_model(lm)
         report = Report(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         report.check(todo)
-        about = {"settings": dict(as_plain(settings)), "model_name": lm.name, "dataset_key": source.dataset}
+        about = {"settings": dict(as_plain(settings)), **lm.about, "dataset_key": source.dataset}
         run_units(store, todo, identity, report.unit, about)
     return len(todo), len(keys) - len(todo), store

@@ -2,9 +2,11 @@
 
     results/<model>/<dataset>/split.pkl                       sentences, labels, groups, the two halves
                               hidden_layer<l>.pkl             pooled hidden states of every sentence
+                              hidden_embedding.pkl            mean input embedding of every sentence
                               axes_layer<l>.pkl               axes of one layer and all sentences' scores
                               imit_<axis>_layer<l>_exp<e>.pkl control, one unit of work
                               pred_<axis>_layer<l>_exp<e>.pkl report, one unit of work
+                              (..._layer<l>_levels<n>_exp<e>.pkl with more than two labels)
                               figures/*.png  report.html
 
 Every file is a dict of builtins and numpy arrays with ``meta``; ``meta["identity"]`` holds the settings
@@ -25,9 +27,9 @@ from typing import Any
 
 from utils import ROOT, UserError, load_pickle, model_name, save_pickle
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("imit", "pred")
-_UNIT = re.compile(r"(imit|pred)_([a-z_]+\d*)_layer(\d+)_exp(\d+)\.pkl")
+_UNIT = re.compile(r"(imit|pred)_([a-z_]+\d*)_layer(\d+)(?:_levels(\d+))?_exp(\d+)\.pkl")
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy")
 
 
@@ -40,6 +42,8 @@ class UnitKey:
     axis: str
     layer: int
     exp: int
+    levels: int = 2
+    """Labels shown: 2, or an even number of quantile levels."""
 
 
 def folder_name(name: str) -> str:
@@ -78,13 +82,19 @@ class Store:
         name = "hidden" if method == "pcascore" else f"hidden_{method}"
         return self.folder / f"{name}_layer{layer}.pkl"
 
+    @property
+    def embedding(self) -> Path:
+        """Mean input embedding of every sentence, before the first block."""
+        return self.folder / "hidden_embedding.pkl"
+
     def axes(self, layer: int) -> Path:
         """Axes of one layer, with the scores of all sentences."""
         return self.folder / f"axes_layer{layer}.pkl"
 
     def unit(self, key: UnitKey) -> Path:
         """The file of one unit of work."""
-        return self.folder / f"{key.kind}_{key.axis}_layer{key.layer}_exp{key.exp}.pkl"
+        levels = "" if key.levels == 2 else f"_levels{key.levels}"
+        return self.folder / f"{key.kind}_{key.axis}_layer{key.layer}{levels}_exp{key.exp}.pkl"
 
     def units(self, kind: str, axis: str | None = None, layer: int | None = None) -> list[UnitKey]:
         """Return the units on disk, sorted; ``axis`` and ``layer`` narrow the list."""
@@ -92,7 +102,7 @@ class Store:
         for path in self.folder.glob(f"{kind}_*.pkl"):
             match = _UNIT.fullmatch(path.name)
             if match:
-                key = UnitKey(match[1], match[2], int(match[3]), int(match[4]))
+                key = UnitKey(match[1], match[2], int(match[3]), int(match[5]), int(match[4] or 2))
                 if axis in (None, key.axis) and layer in (None, key.layer):
                     found.append(key)
         return sorted(found)

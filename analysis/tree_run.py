@@ -14,6 +14,7 @@ import torch
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_hidden import StopForward, decoder_blocks, read_layers
 from analysis.replies import Reply, ReplyMeans, draw
+from analysis.steering import Interventions
 from analysis.tree_cache import TreeCache, shared_heads
 from analysis.trie import Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
 
@@ -34,7 +35,8 @@ class Run:
         self.tree, self.requests, self.layers = tree, requests, list(layers)
         self.answers = torch.tensor(list(answers), dtype=torch.long)  # on the CPU, which indexes any device
         self.progress = progress or (lambda tokens: None)
-        self.trie: Trie = build_trie([r.ids for r in requests])
+        self.steering = Interventions(tree.model, [(r.steering, len(r.ids)) for r in requests])
+        self.trie: Trie = build_trie([r.ids for r in requests], self.steering.prompts)
         replies = {b: r.reply.max_new_tokens for b, r in enumerate(requests) if r.reply}
         self.plan: Plan = make_plan(self.trie, replies, tree.token_budget)
         self.most_tokens = len(self.trie) + sum(replies.values())
@@ -109,9 +111,10 @@ class Run:
         tokens, spans = self._spans_in(nodes)
         rows = np.flatnonzero(np.isin(nodes, self.wanted))
         ids = torch.from_numpy(self.trie.token[nodes]).to(self.tree.device)
-        logits = self.call(
-            ids, position, mask, rows, lambda slot, hidden: self.add(slot, hidden, tokens, spans)
-        )
+        with self.steering.acting(self.trie.variant[nodes]):
+            logits = self.call(
+                ids, position, mask, rows, lambda slot, hidden: self.add(slot, hidden, tokens, spans)
+            )
         for row, index in enumerate(rows):
             self.keep_logits(int(nodes[index]), logits[row])
         self.progress(len(nodes))
@@ -194,6 +197,7 @@ class ReplyWriter:
         self.replies = [Reply(run.requests[b].reply) for b in requests]
         self.means = ReplyMeans(self.replies, len(run.layers))
         self.ends = np.array([run.prompt_ends[b] for b in requests])
+        self.variant = np.array([run.steering.replies[b] for b in requests])
         cached = run.slots[: run.used]
         seen = (cached <= self.ends[:, None]) & (self.ends[:, None] < run.trie.end[cached])
         # (R, slots) which slots each reply may look at, and the position of each slot's token
@@ -244,7 +248,8 @@ class ReplyWriter:
         ids = torch.tensor([reply.ids[-1] for reply in replies], device=device)
         run.tree.total.reply += len(rows)
         run.progress(len(rows))
-        return run.call(
-            ids, position, mask, np.arange(len(rows)),
-            lambda slot, hidden: self.means.hold(slot, rows, hidden[0]),
-        )  # fmt: skip
+        with run.steering.acting(self.variant[rows]):
+            return run.call(
+                ids, position, mask, np.arange(len(rows)),
+                lambda slot, hidden: self.means.hold(slot, rows, hidden[0]),
+            )  # fmt: skip

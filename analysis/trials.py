@@ -22,16 +22,18 @@ class ControlTrial:
     n: int
     """Examples in context."""
     flip: bool
-    """Labels are shown flipped: 1 stands for a low score."""
+    """Labels are shown mirrored: the top one stands for a low score."""
     target: int
-    """The label that the model is asked for, as shown."""
+    """The label that the model is asked for, as shown: the lowest or the top one."""
     mode: str
     """``active``: it writes a sentence; ``inactive``: the test sentence is prefilled."""
+    levels: int = 2
+    """Labels 0, 1, ..., levels - 1."""
 
     @property
     def want(self) -> int:
         """1 if the true score should become high."""
-        return self.target ^ int(self.flip)
+        return int(self.target > 0) ^ int(self.flip)
 
 
 def draw_order(seed: int, exp: int, pool: np.ndarray, length: int) -> np.ndarray:
@@ -48,13 +50,13 @@ def draw_order(seed: int, exp: int, pool: np.ndarray, length: int) -> np.ndarray
     return generator(seed, "experiment", exp).permutation(pool)[:length]
 
 
-def control_trials(shots: Sequence[int], modes: Sequence[str]) -> list[ControlTrial]:
+def control_trials(shots: Sequence[int], modes: Sequence[str], levels: int = 2) -> list[ControlTrial]:
     """Return the 2x2 counterbalanced trials of one experiment: labels as they are or flipped, by target."""
     return [
-        ControlTrial(n, flip, target, mode)
+        ControlTrial(n, flip, target, mode, levels)
         for n in shots
         for flip in (False, True)
-        for target in (0, 1)
+        for target in (0, levels - 1)
         for mode in modes
     ]
 
@@ -68,10 +70,11 @@ def control_turns(
         trial: see ControlTrial.
         prompts: the texts.
         sentences: in the experiment's order, at least n + 1 of them; number n is the test sentence.
-        labels: their true labels, 0 or 1.
+        labels: their true labels, 0 to levels - 1.
     """
-    turns = [Turn("system", prompts.control_system)]
-    turns += _examples(prompts, sentences[: trial.n], labels, trial.flip, mark_labels=False)
+    turns = [Turn("system", prompts.system("control", trial.levels))]
+    shown = mirrored(labels, trial.levels) if trial.flip else labels
+    turns += _examples(prompts, sentences[: trial.n], shown, mark_labels=False)
     request = prompts.control_request.format(target=trial.target)
     how = prompts.control_active if trial.mode == "active" else prompts.control_inactive
     turns.append(Turn("user", f"{request} {how}"))
@@ -80,10 +83,18 @@ def control_turns(
     return turns
 
 
-def report_turns(prompts: Prompts, sentences: Sequence[str], labels: Sequence[int], flip: bool) -> list[Turn]:
+def report_turns(
+    prompts: Prompts, sentences: Sequence[str], labels: Sequence[int], flip: bool, levels: int = 2
+) -> list[Turn]:
     """Return the one conversation of a report experiment, every label marked."""
-    turns = [Turn("system", prompts.report_system)]
-    return turns + _examples(prompts, sentences, labels, flip, mark_labels=True)
+    turns = [Turn("system", prompts.system("report", levels))]
+    shown = mirrored(labels, levels) if flip else labels
+    return turns + _examples(prompts, sentences, shown, mark_labels=True)
+
+
+def mirrored(labels: Sequence[int], levels: int) -> list[int]:
+    """Return the labels counted from the other end."""
+    return [levels - 1 - int(label) for label in labels]
 
 
 def axis_turns(prompts: Prompts, sentence: str) -> list[Turn]:
@@ -96,13 +107,12 @@ def axis_turns(prompts: Prompts, sentence: str) -> list[Turn]:
 
 
 def _examples(
-    prompts: Prompts, sentences: Sequence[str], labels: Sequence[int], flip: bool, mark_labels: bool
+    prompts: Prompts, sentences: Sequence[str], shown: Sequence[int], mark_labels: bool
 ) -> list[Turn]:
     turns = []
-    for sentence, label in zip(sentences, labels, strict=False):
-        shown = int(label) ^ int(flip)
+    for sentence, label in zip(sentences, shown, strict=False):
         turns.append(Turn("user", prompts.user_turn))
-        turns.append(shown_turn(prompts.shown, sentence, shown, mark_labels))
+        turns.append(shown_turn(prompts.shown, sentence, int(label), mark_labels))
     return turns
 
 

@@ -16,10 +16,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Trie:
-    """All distinct (prefix, token) pairs of a set of sequences."""
+    """All distinct (prefix, token, variant) triples of a set of sequences."""
 
     token: np.ndarray
     """(M,) int64 token id."""
+    variant: np.ndarray
+    """(M,) int64, tells apart tokens that must not be shared although their ids are equal."""
     parent: np.ndarray
     """(M,) int64 node before this one, -1 at the start of a sequence."""
     depth: np.ndarray
@@ -44,15 +46,24 @@ class Trie:
         return int(self.end[node]) - node
 
 
-def build_trie(sequences: Sequence[Sequence[int] | np.ndarray]) -> Trie:
+def build_trie(
+    sequences: Sequence[Sequence[int] | np.ndarray], variants: Sequence[np.ndarray] | None = None
+) -> Trie:
     """Merge sequences of token ids where they begin alike.
+
+    Args:
+        sequences: B sequences of token ids, below 2^32.
+        variants: B arrays (T,) of numbers from 0; tokens merge only if these are equal, too. None: all 0.
 
     Sorted sequences are inserted one by one: the part that a sequence shares with the one before it is
     there already, the rest is one run of new nodes. This gives preorder numbers without a search.
     """
     arrays = [np.asarray(seq, dtype=np.int64) for seq in sequences]
-    # big-endian bytes of fixed width sort like the numbers themselves
-    order = sorted(range(len(arrays)), key=lambda b: arrays[b].astype(">u4").tobytes())
+    number = ">u4"  # big-endian bytes of fixed width sort like the numbers themselves
+    if variants is not None:
+        number = ">u8"
+        arrays = [ids + (kind << 32) for ids, kind in zip(arrays, variants, strict=True)]
+    order = sorted(range(len(arrays)), key=lambda b: arrays[b].astype(number).tobytes())
     total = sum(len(a) for a in arrays)
     token, parent, depth, end = (np.empty(total, np.int64) for _ in range(4))
     paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(arrays)
@@ -70,7 +81,8 @@ def build_trie(sequences: Sequence[Sequence[int] | np.ndarray]) -> Trie:
         paths[b] = np.concatenate([last_path[:shared], np.arange(new.start, new.stop)])
         count, last, last_path = new.stop, ids, paths[b]
     end[last_path] = count
-    return Trie(token[:count], parent[:count], depth[:count], end[:count], paths)
+    token, variant = token[:count] & 0xFFFFFFFF, token[:count] >> 32
+    return Trie(token, variant, parent[:count], depth[:count], end[:count], paths)
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -85,6 +85,8 @@ class Settings:
     """Control: longest reply, in tokens."""
     temperature: float = 0.7
     """Control: sampling temperature, 0 is greedy; the full distribution is sampled (top_p 1, top_k off)."""
+    levels: tuple[int, ...] = (2,)
+    """Labels shown: 2 are low and high; 4, 6, 8 or 10 are quantile levels. Each makes a grid of its own."""
     report_examples: int = 600
     """Report: examples in the one sequence that is read."""
 
@@ -100,6 +102,15 @@ class Settings:
             _check(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _check(self.lr_c > 0, "lr_c", self.lr_c, "a number > 0")
         _check(self.report_examples >= 2, "report_examples", self.report_examples, "a number >= 2")
+        known_levels = (2, 4, 6, 8, 10)
+        _check(
+            bool(self.levels)
+            and set(self.levels) <= set(known_levels)
+            and len(set(self.levels)) == len(self.levels),
+            "levels",
+            self.levels,
+            f"different numbers out of {', '.join(map(str, known_levels))}",
+        )
         rising = all(a < b for a, b in zip(self.shots, self.shots[1:], strict=False))
         _check(
             bool(self.shots) and min(self.shots) >= 0 and rising,

@@ -5,11 +5,13 @@ Used by tests, and by hand to look at figures: scores are drawn so that the true
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from analysis import store as results
 from analysis.store import Store, UnitKey
@@ -44,7 +46,7 @@ def write_axes(store: Store, names: Sequence[str], n_layers: int, rng: np.random
         ratio = 0.7 ** np.arange(1, 60) * (0.2 + 0.2 * depth)
         record = {
             "names": list(names),
-            "directions": rng.normal(size=(len(names), 8)).astype(np.float32),
+            "directions": _unit(rng.normal(size=(len(names), 8))),
             "mean": np.zeros(8, np.float32),
             "scales": np.ones(len(names), np.float32),
             "thresholds": np.zeros(len(names), np.float32),
@@ -53,6 +55,10 @@ def write_axes(store: Store, names: Sequence[str], n_layers: int, rng: np.random
             "scores": rng.normal(size=(N_SENTENCES, len(names))).astype(np.float32),
         }
         results.write(store.axes(layer), record, {"layer": layer, "seed": 42})
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def ramp(n: int, shots: Sequence[int]) -> float:
@@ -85,9 +91,11 @@ def control_unit(
     by_layer = rng.normal(size=(total, n_layers)) + shift[:, None] * read
     blank = active & (rng.random(total) < empty)
     scores[blank], by_layer[blank] = np.nan, np.nan
+    difference = {m: rng.normal(size=8) + effect * np.eye(8)[0] for m in modes}
     return {
-        "n": n.astype(np.int64), "flip": flip.astype(bool), "target": np.where(flip, 1 - want, want),
-        "want": want.astype(np.int64), "mode": mode, "affected": list(affected),
+        "n": n.astype(np.int64), "difference": difference, "flip": flip.astype(bool),
+        "target": np.where(flip, 1 - want, want), "want": want.astype(np.int64), "mode": mode,
+        "affected": list(affected),
         "layers": np.arange(n_layers), "scores": scores.astype(np.float32),
         "by_layer": by_layer.astype(np.float32), "projection": by_layer.astype(np.float32),
         "text": ["" if b else f"{text} ({k})" for k, b in enumerate(blank)],
@@ -98,16 +106,29 @@ def control_unit(
     }  # fmt: skip
 
 
-def report_unit(rng: np.random.Generator, n: int = 64, skill: float = 1.0) -> dict[str, Any]:
-    """Return one report unit whose logits lean to the true label by ``skill * log(1 + i) / 2``."""
-    labels = rng.integers(0, 2, n)
-    lean = skill * np.log1p(np.arange(n)) / 2 * (2 * labels - 1)
-    plain = lean + rng.normal(scale=1.5, size=n)
-    flipped = -lean + rng.normal(scale=1.5, size=n)
+def _towards(labels: np.ndarray, levels: int) -> np.ndarray:
+    """Return (N, levels): 1/2 at the true level, less the further a level is from it, down to -1/2."""
+    away = np.abs(np.arange(levels) - labels[:, None])
+    return 0.5 - away / (levels - 1)
+
+
+def report_unit(rng: np.random.Generator, n: int = 64, skill: float = 1.0, levels: int = 2) -> dict[str, Any]:
+    """Return one report unit whose logits lean to the true level by ``skill * log(1 + i) / 2``.
+
+    The observers lean to the true side twice as far.
+    """
+    labels = rng.integers(0, levels, n)
+    lean = skill * np.log1p(np.arange(n))[:, None] / 2 * _towards(labels, levels)
+    plain = lean + rng.normal(scale=1.1, size=(n, levels))
+    flipped = (lean + rng.normal(scale=1.1, size=(n, levels)))[:, ::-1]
+    sides = 2 * (labels >= levels / 2) - 1
+    observed = expit(skill * np.log1p(np.arange(n)) * sides + rng.normal(size=n))
     return {
         "rows": rng.permutation(N_SENTENCES)[:n] if n <= N_SENTENCES else np.zeros(n, np.int64),
-        "scores": rng.normal(size=n).astype(np.float32), "labels": labels.astype(np.int64),
-        "flip": np.array([False, True]), "logit_diff": np.stack([plain, flipped]).astype(np.float32),
+        "scores": (labels - (levels - 1) / 2 + rng.uniform(-0.4, 0.4, n)).astype(np.float32),
+        "labels": labels.astype(np.int64), "flip": np.array([False, True]),
+        "logits": np.stack([plain, flipped]).astype(np.float32),
+        "observers": {name: observed.astype(np.float32) for name in ("own", "embedding", "words")},
         "tokens": {"forwarded": 500}, "seconds": 1.0,
     }  # fmt: skip
 
@@ -126,6 +147,8 @@ def write_study(
     extra: Sequence[str] = ("meandiff", "random0"),
     settings: dict[str, Any] | None = None,
     model: str = "smollm2",
+    levels: Sequence[int] = (2,),
+    n_parameters: int = 134_515_008,
     **unit: Any,
 ) -> Store:
     """Write a whole study (split, axes, control and report units) and return its store."""
@@ -134,14 +157,13 @@ def write_study(
     write_split(store, rng)
     write_axes(store, affected, n_layers, rng)
     common = {"seed": 42, "temperature": 0.7, "shots": list(shots), **(settings or {})}
-    for layer in layers:
-        for axis in axes:
-            for exp in range(n_exp):
-                own = {"axis": axis, "layer": layer, "exp": exp, **common}
-                control = control_unit(
-                    axis, layer, rng, affected=affected, n_layers=n_layers, shots=shots, effect=effect, **unit
-                )  # fmt: skip
-                results.write(store.unit(UnitKey("imit", axis, layer, exp)), control, own)
-                report = report_unit(rng, report_n)
-                results.write(store.unit(UnitKey("pred", axis, layer, exp)), report, own)
+    about = {"model_name": model, "n_layers": n_layers, "n_parameters": n_parameters}
+    for n, layer, axis, exp in itertools.product(levels, layers, axes, range(n_exp)):
+        own = {"axis": axis, "layer": layer, "exp": exp, "levels": n, **common}
+        control = control_unit(
+            axis, layer, rng, affected=affected, n_layers=n_layers, shots=shots, effect=effect, **unit
+        )
+        results.write(store.unit(UnitKey("imit", axis, layer, exp, n)), control, own, **about)
+        report = report_unit(rng, report_n, levels=n)
+        results.write(store.unit(UnitKey("pred", axis, layer, exp, n)), report, own, **about)
     return store

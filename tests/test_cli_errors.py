@@ -99,7 +99,7 @@ def test_an_unknown_model_lists_the_aliases(error_of, config, tmp_path, model):
     [
         (["--clf", "lrr"], "unknown axis 'lrr': choose from lr, meandiff, random0, lr_shuffled0, pc1..pc16"),
         (["--pc", "17"], "no axis 'pc17': there are 16 principal components"),
-        (["--layer", "last"], "unknown layer 'last': choose from all, middle, selected"),
+        (["--layer", "last"], "unknown layer 'last': choose from all, middle, selected, numbers"),
         (["--layer", "4"], "has layers 0..3"),
         (["--seed", "-1"], "command line: setting seed = -1: must be a number >= 0"),
         (["--config", "none.yml"], "no config file none.yml"),

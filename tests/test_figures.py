@@ -7,10 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from analysis import effects, figures, figures_control, figures_report, findings, missing, tables
+from analysis import (
+    effects,
+    figures,
+    figures_control,
+    figures_report,
+    findings,
+    missing,
+    report_effects,
+    tables,
+)
 from analysis import store as results
+from analysis.draw_axes import axes_figures, load_axes
 from analysis.figures import Curve
-from analysis.overview import axes_overview, load_axes
 from analysis.store import UnitKey
 from tests import fake_results
 from utils import UserError
@@ -111,7 +120,7 @@ def test_one_experiment_gives_an_estimate_without_interval(tmp_path):
     row = effects.control_table(tables.load_control(store))[0]
     assert math.isfinite(row["d"]) and math.isnan(row["d_low"]) and math.isnan(row["q"])
     assert "no conclusion" in findings.control_sentence(row, 1)
-    report = effects.report_table(tables.load_report(store))[0]
+    report = report_effects.report_table(tables.load_report(store))[0]
     assert math.isfinite(report["accuracy"]) and math.isnan(report["gain_low"])
 
 
@@ -156,33 +165,6 @@ def test_missing_runs_name_the_exact_command(tmp_path, study):
     assert "--config_s small --config_e big --dataset emotion" in missing.command(crossed, "pred")
 
 
-def test_report_measures_agree_with_counting_by_hand(tmp_path):
-    logit = np.array([[2.0, -1.0, 0.0, 3.0], [1.0, 1.0, -2.0, np.nan]], np.float32)  # flips x positions
-    labels = np.array([[1.0, 0.0, 1.0, 1.0]])
-    series = tables.ReportSeries("lr", 0, np.array([0]), logit[None], labels)
-    right, nats = effects.predictions(series)
-    np.testing.assert_allclose(right, [[1.0, 0.5, 0.25, 1.0]])
-    assert nats[0, 0] == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2)
-    np.testing.assert_allclose(effects.majority(series), [[0.5, 0.0, 0.5, 1.0]])
-
-
-def test_flipped_logits_count_for_the_label_that_was_shown(tmp_path):
-    store = fake_results.write_study(tmp_path, axes=("lr",), n_layers=16, n_exp=1)
-    key = UnitKey("pred", "lr", 15, 0)
-    unit = results.read(store.unit(key))
-    series = tables.load_report(store).series[0]
-    sure = np.abs(unit["logit_diff"][1]) > 0
-    says_one = unit["logit_diff"][1] < 0  # flipped: "0" stands for label 1
-    np.testing.assert_array_equal((series.logit_true[0, 1] > 0)[sure], (says_one == unit["labels"])[sure])
-
-
-def test_position_bins_cover_every_position_once():
-    for n in (1, 2, 3, 64, 600):
-        positions = [i for a, b in effects.position_bins(n) for i in range(a, b)]
-        assert positions == list(range(n))
-    assert effects.position_bins(12) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 8), (8, 11), (11, 12)]
-
-
 # ---------------------------------------------------------------- figures
 
 
@@ -220,20 +202,24 @@ def test_histograms_draw_both_sides_and_the_original_sentences():
     assert [line.get_xdata()[0] for line in fig.axes[0].lines] == [pair[1].mean(), pair[0].mean()]
 
 
-def test_report_panels_show_curves_chance_and_the_majority_baseline():
+def test_report_panels_show_curves_chance_and_baselines():
     fig = figures_report.plot_report(
-        {"lr": curve([0.5, 0.8])}, {"lr": curve([0.7, 0.4])}, curve([0.5, 0.6]), "T", "n"
-    )
+        {"lr": curve([0.5, 0.8])}, {"lr": curve([0.7, 0.4])},
+        {"majority": curve([0.5, 0.6]), "activations": curve([0.5, 0.9])}, {"activations": curve([0.7, 0.2])},
+        "T", "n",
+    )  # fmt: skip
     accuracy, entropy = ({line.get_label(): line.get_ydata() for line in ax.lines} for ax in fig.axes)
     np.testing.assert_array_equal(accuracy["lr"], [0.5, 0.8])
-    np.testing.assert_array_equal(accuracy["majority so far"], [0.5, 0.6])
+    np.testing.assert_array_equal(accuracy["majority"], [0.5, 0.6])
+    np.testing.assert_array_equal(accuracy["activations"], [0.5, 0.9])
+    np.testing.assert_array_equal(entropy["activations"], [0.7, 0.2])
     assert set(accuracy["chance"]) == {0.5} and set(entropy["chance"]) == {math.log(2)}
 
 
 def test_the_overview_counts_held_out_sentences(study):
     data = load_axes(study)
     assert data.layers == list(range(12)) and data.n_trial == 60
-    fig = axes_overview(study)
+    fig = next(drawn.figure for drawn in axes_figures(study) if drawn.name == "axes_overview")
     assert "n = 60 held-out sentences" in fig.get_supxlabel()
     line = next(line for line in fig.axes[0].lines if line.get_label() == "lr")
     np.testing.assert_allclose(line.get_ydata(), data.accuracy["lr"])

@@ -19,6 +19,7 @@ from analysis.control import Control
 from analysis.plain_path import read_plain
 from analysis.prefix_tree import PrefixTree
 from analysis.store import Store, UnitKey, read
+from analysis.trials import control_trials
 from configs.settings import Settings
 from data import load
 from tests.conftest import SHARED, TINY, make_model
@@ -64,7 +65,7 @@ def test_the_three_stages_write_what_the_next_one_reads(flags, store):
     assert control["by_layer"].shape == control["projection"].shape == (trials, 4)
     np.testing.assert_array_equal(control["want"], control["target"] ^ control["flip"])
     report = read(store.unit(UnitKey("pred", "lr", 1, 0)))
-    assert report["logit_diff"].shape == (2, 12) and np.isfinite(report["logit_diff"]).all()
+    assert report["logits"].shape == (2, 12, 2) and np.isfinite(report["logits"]).all()
     axes = read(store.axes(1))
     np.testing.assert_array_equal(report["scores"], axes["scores"][report["rows"], 0])
     np.testing.assert_array_equal(report["labels"], report["scores"] > axes["thresholds"][0])
@@ -163,7 +164,7 @@ def test_one_model_can_report_the_scores_of_another(flags, store, tiny_lm, tmp_p
     (crossed,) = Path(flags[-1]).glob("*_from_*/commonsense/pred_pc1_layer2_exp0.pkl")
     a, b = read(crossed), read(store.unit(UnitKey("pred", "pc1", 2, 0)))
     np.testing.assert_array_equal(a["labels"], b["labels"])
-    assert np.abs(a["logit_diff"] - b["logit_diff"]).max() > 1e-3
+    assert np.abs(a["logits"] - b["logits"]).max() > 1e-3
 
 
 # ---------------------------------------------------------------- planted directions
@@ -264,9 +265,9 @@ def test_a_planted_effect_is_measured_as_large_as_it_is(planted_data, tokenizer,
     low = record["scores"][unflipped & (record["want"] == 0), column]
     # what it should be, by one plain forward pass per prompt and the definition of the score
     axes = study.axes(1)
-    rows, labels = control.order(0), np.zeros(1, int)
+    rows, labels, trials = control.order(0), np.zeros(1, int), control_trials((0,), ("inactive",))
     sentences = [study.sentences[row] for row in rows]
-    requests = [control.request(key, trial, sentences, labels) for trial in control.trials]
+    requests = [control.request(key, trial, sentences, labels) for trial in trials]
     plain = read_plain(control.tree, requests, [1], [])
     along = np.array([reading.pooled[0, 0] @ axes.directions[axes.index("meandiff")] for reading in plain])
     expected = (along[1] - along[0]) / axes.scales[axes.index("meandiff")]

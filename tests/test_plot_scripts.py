@@ -27,13 +27,15 @@ def flags(store, *more):
     return ["--results", str(store.root), "--log_level", "warning", *more]
 
 
-def test_plot_imit_writes_every_figure_and_the_table(store, capsys):
+def test_plot_imit_writes_the_main_figures_and_the_tables(store, capsys):
     assert plot_imit.main(flags(store)) == 0
     kinds = ("control", "control_readout", "control_heatmap", "control_scores")
     names = {f"{kind}_layer{layer}.png" for kind in kinds for layer in (1, 3)}
-    names |= {"control_by_layer.png", "axes_overview.png", "summary_imit.csv"}
+    names |= {"control_by_layer.png", "control_groups.png", "axes_overview.png", "axes_variance.png"}
+    names |= {"axes_cosines.png", "summary_imit.csv", "summary.csv", "index.html"}
     printed = capsys.readouterr().out
-    assert names == {path.name for path in store.figures.iterdir()}
+    more = {"figures.json", "overview_layer1.png", "overview_layer3.png"}
+    assert names | more == {path.name for path in store.figures.iterdir()}
     assert all(name in printed for name in names) and "d [95 % CI]" in printed
     with (store.figures / "summary_imit.csv").open() as handle:
         lines = list(csv.DictReader(handle))
@@ -44,8 +46,10 @@ def test_plot_imit_writes_every_figure_and_the_table(store, capsys):
 
 def test_plot_pred_writes_a_figure_per_layer_and_one_of_all(store, capsys, tmp_path):
     assert plot_pred.main(flags(store, "--out", str(tmp_path), "--format", "pdf", "svg")) == 0
-    names = {f"report_{part}.{form}" for part in ("layer1", "layer3", "by_layer") for form in ("pdf", "svg")}
-    assert {path.name for path in tmp_path.iterdir()} == {*names, "summary_pred.csv"}
+    parts = ("layer1", "layer3", "by_layer", "observers")
+    names = {f"report_{part}.{form}" for part in parts for form in ("pdf", "svg")}
+    tables = {"summary_pred.csv", "summary.csv", "index.html", "figures.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names | tables
     assert "majority" in capsys.readouterr().out
 
 
@@ -61,7 +65,12 @@ def test_a_single_run_of_one_n_can_be_drawn(tmp_path):
     few = fake_results.write_study(
         tmp_path, axes=("lr",), layers=(0,), n_layers=1, n_exp=1, shots=(0,), report_n=2, modes=("active",)
     )
-    assert len(plot_imit.make_figures(few)) == 5 and len(plot_pred.make_figures(few)) == 1
+    drawn = {figure.name for figure in plot_imit.make_figures(few, kinds=plot_imit.KINDS)}
+    kinds = ("control", *(f"control_{kind}" for kind in ("readout", "heatmap", "scores", "density")))
+    kinds += tuple(f"control_{kind}" for kind in ("accumulation", "precision", "cosine"))
+    assert drawn == {*(f"{kind}_layer0" for kind in kinds), "axes_overview", "axes_variance"}
+    reported = {figure.name for figure in plot_pred.make_figures(few, kinds=plot_pred.KINDS)}
+    assert reported == {"report_layer0", "report_observers"}
 
 
 def test_missing_runs_exit_with_2_and_the_command(store, capsys):
@@ -70,7 +79,7 @@ def test_missing_runs_exit_with_2_and_the_command(store, capsys):
     assert plot_pred.main(flags(store, "--layer", "2")) == 2
     assert "main_predexp.py" in capsys.readouterr().err
     assert plot_imit.main(flags(store, "--layer", "9")) == 2
-    assert "0, 1, 2, 3, 4" in capsys.readouterr().err
+    assert "has layers 0..4" in capsys.readouterr().err
 
 
 def test_layers_are_resolved_from_those_on_disk(store, tmp_path):
@@ -81,7 +90,7 @@ def test_layers_are_resolved_from_those_on_disk(store, tmp_path):
         tmp_path, axes=("lr",), layers=(1, 3), n_layers=5, n_exp=1, model="own/x"
     )
     assert resolve_layers(other, "selected", "imit") == [1, 3]  # of 0, 1, 2, 3, 4 those with runs
-    with pytest.raises(UserError, match="give all, middle, selected, or numbers"):
+    with pytest.raises(UserError, match="choose from all, middle, selected, numbers"):
         resolve_layers(store, "last", "imit")
 
 
@@ -89,8 +98,9 @@ def test_reports_of_another_models_scores_need_no_axes(tmp_path):
     crossed = fake_results.write_study(tmp_path, axes=("lr",), n_layers=16, n_exp=2, model="big_from_small")
     for layer in crossed.layers():
         crossed.axes(layer).unlink()
-    assert [p.name for p in plot_pred.make_figures(crossed)] == ["report_layer15.png"]
-    assert resolve_layers(crossed, "middle", "pred") == [15]
+    drawn = [figure.name for figure in plot_pred.make_figures(crossed)]
+    assert drawn == ["report_layer15", "report_observers"]
+    assert resolve_layers(crossed, "15", "pred") == [15]
     assert crossed.units("pred")[0] == UnitKey("pred", "lr", 15, 0)
 
 

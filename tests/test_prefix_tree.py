@@ -167,6 +167,7 @@ def test_reply_means_equal_a_second_look_at_the_written_tokens(tiny_lm, rng):
 
 def test_an_architecture_that_cannot_be_packed_takes_the_plain_path(tokenizer, rng, caplog):
     """A state-space model has no attention mask at all: the engine's own check finds out."""
+    caplog.set_level("WARNING")
     config = MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=4, state_size=8)
     model = make_model(config)
     tree = PrefixTree(model, tokenizer)
@@ -192,6 +193,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny_lm, rng, monkeypatch, 
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 256)
     expected = tree.read(requests, LAYERS, ANSWERS)
     real = tree_run.Run.call
+    caplog.set_level("WARNING")
 
     def small_memory(self, ids, *args):
         if len(ids) > 32:

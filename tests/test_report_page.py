@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from analysis import effects, figures, figures_control, findings, report_page, tables
+from analysis import effects, figures, figures_control, findings, report_effects, report_page, tables
+from analysis.drawing import Written
 from analysis.figures import Curve
 from tests import fake_results
 
@@ -82,12 +83,13 @@ def test_the_page_is_one_safe_file(tmp_path):
         text="a <b>bold</b> claim & <script>",
     )
     data = tables.load_control(store)
-    rows, report = effects.control_table(data), effects.report_table(tables.load_report(store))
+    rows, report = effects.control_table(data), report_effects.report_table(tables.load_report(store))
     fig = figures_control.plot_control({"active": {"lr": Curve(*np.zeros((4, 2)))}}, "T", "n")
     paths = figures.write_figure(fig, store.figures, "control_layer15", ["png", "pdf"])
+    drawn = [Written("effect", "control_layer15", "layer 15", "A caption.", tuple(paths))]
     examples = report_page.collect_examples(data, limit=3)
     path = report_page.write_report(
-        store, {"seed": 42, "shots": [0, 4]}, paths, rows, report, examples, {"packages": {"numpy": "2"}}
+        store, {"seed": 42, "shots": [0, 4]}, drawn, rows, report, examples, {"packages": {"numpy": "2"}}
     )
     html = path.read_text()
     page = Page()

@@ -19,8 +19,8 @@ from analysis.cli import (
     script,
     settings_from,
 )
-from analysis.process_hidden import choose_layers, selected_layers
 from configs import settings as module
+from configs.layers import choose_layers, selected_layers
 from configs.settings import (
     CONFIG_DIR,
     MODEL_ALIASES,

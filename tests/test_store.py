@@ -233,7 +233,7 @@ def test_a_foreign_file_without_meta_data_is_refused(path, meta):
 
 def test_another_schema_is_refused(path):
     save_pickle({"meta": {"identity": {}, "schema": 99}}, path)
-    with pytest.raises(UserError, match="schema 99, this version reads 1"):
+    with pytest.raises(UserError, match="schema 99, this version reads 2"):
         read(path)
 
 

@@ -119,7 +119,7 @@ def test_a_report_shows_and_marks_every_label(flip):
     turns = report_turns(PROMPTS, SENTENCES, LABELS, flip)
     marked = [t.content[t.label] for t in turns if t.label is not None]
     assert marked == [str(label ^ flip) for label in LABELS]
-    assert turns[0].content == PROMPTS.report_system
+    assert turns[0].content == PROMPTS.system("report", 2)
     assert [t.content for t in turns[1::2]] == [PROMPTS.user_turn] * 6
 
 

@@ -32,11 +32,11 @@ from transformers.utils import logging as hf_logging
 
 from analysis.cli import natural, positive, script, setup_logging
 from analysis.prefix_tree import PrefixTree, Request, stack_pooled
-from analysis.process_hidden import selected_layers
 from analysis.process_prompts import Prompter, load_prompts
 from analysis.progress import bar
 from analysis.replies import Sampling
 from analysis.trials import axis_turns, control_trials, control_turns, draw_order
+from configs.layers import selected_layers
 from data.load import read_dataset
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop, agreement, count_work, forget_peak, peak_memory
 from utils import LoadedModel, generator, load_model

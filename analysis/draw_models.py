@@ -1,0 +1,145 @@
+"""Figures over several models: the control effect against depth and size, the report beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import effects, figures_models, report_effects, tables
+from analysis.draw_report import sources
+from analysis.drawing import BARS, Drawn, effect_curve, effect_numbers, n_text
+from analysis.figures import count
+from analysis.series import MODES
+from analysis.store import Store
+from utils import UserError
+
+Row = dict[str, Any]
+GROUP = "several models"
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """One model's tables with what places it among others."""
+
+    name: str
+    n_layers: int
+    n_parameters: int
+    rows: list[Row]
+
+
+def other_stores(store: Store, names: Sequence[str] | None, kind: str) -> list[Store]:
+    """Return the stores to compare: ``names``, or every model in the results folder with runs on the dataset.
+
+    ``store`` itself comes first.
+
+    Raises:
+        UserError: a named model has no runs.
+    """
+    if names is None:
+        folders = sorted(path.parent for path in store.root.glob(f"*/{store.folder.name}/") if path.is_dir())
+        others = [Store(store.root, folder.name, store.dataset) for folder in folders]
+        others = [other for other in others if other.folder != store.folder and other.units(kind)]
+        return [store, *others]
+    others = [Store(store.root, name, store.dataset) for name in names if name != store.model]
+    for other in others:
+        if not other.units(kind):
+            raise UserError(f"--models {other.model}: there are no such runs in {other.folder}")
+    return [store, *others]
+
+
+def control_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
+    """Return the effects of one model's binary control runs, at each series' largest N."""
+    data = tables.load_control(store, _with_runs(store, axes, "imit"))
+    rows = effects.control_table(data)
+    last = {(s.axis, s.layer, s.levels): int(s.shots[-1]) for s in data.series}
+    kept = [r for r in rows if r["levels"] == 2 and r["n"] == last[r["axis"], r["layer"], 2]]
+    return _placed(store, data.meta, kept)
+
+
+def report_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
+    """Return the report table of one model's binary runs."""
+    data = tables.load_report(store, _with_runs(store, axes, "pred"))
+    return _placed(store, data.meta, [r for r in report_effects.report_table(data) if r["levels"] == 2])
+
+
+def _with_runs(store: Store, axes: Sequence[str] | None, kind: str) -> list[str] | None:
+    have = {unit.axis for unit in store.units(kind)}
+    return None if axes is None else [axis for axis in axes if axis in have]
+
+
+def _placed(store: Store, meta: Any, rows: list[Row]) -> ModelResults:
+    name = str(meta.get("model_name", store.model))
+    return ModelResults(name, int(meta["n_layers"]), int(meta["n_parameters"]), rows)
+
+
+def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+    """Yield effect against depth, and at each model's best-placed layers against size."""
+    axes = list(dict.fromkeys(row["axis"] for model in models for row in model.rows))
+    modes = [mode for mode in MODES if any(row["mode"] == mode for m in models for row in m.rows)]
+    every = [
+        {**row, "model": m.name, "depth": row["layer"] / max(1, m.n_layers - 1), "size": m.n_parameters}
+        for m in models
+        for row in m.rows
+    ]
+    depth: dict[tuple[str, str], dict[str, Any]] = {}
+    for axis in axes:
+        for mode in modes:
+            chosen = [row for row in every if (row["axis"], row["mode"]) == (axis, mode)]
+            names = dict.fromkeys(row["model"] for row in chosen)
+            depth[axis, mode] = {
+                name: effect_curve([r for r in chosen if r["model"] == name], "depth") for name in names
+            }
+    title = f"Control at the largest N against depth ({dataset})"
+    figure = figures_models.plot_depth(depth, title, f"{n_text(every)} {BARS}")
+    caption = "The control effect of several models against the depth of the targeted layer."
+    yield Drawn("models", "models_depth", GROUP, caption, figure, effect_numbers(every))
+    middle = [row for row in every if row["layer"] == _middle_layer(every, row)]
+    size = {
+        mode: {
+            axis: effect_curve([r for r in middle if (r["axis"], r["mode"]) == (axis, mode)], "size")
+            for axis in axes
+        }
+        for mode in modes
+    }
+    title = f"Control at the largest N against model size ({dataset})"
+    note = f"The layer nearest to the middle that has runs of the axis. {n_text(middle)} {BARS}"
+    figure = figures_models.plot_size(size, title, note)
+    caption = "The control effect against the number of parameters; the line is a fitted power law."
+    yield Drawn("models", "models_size", GROUP, caption, figure, effect_numbers(middle))
+
+
+def _middle_layer(every: Sequence[Row], row: Row) -> int:
+    """Return the layer nearest to depth 1/2 among the runs of the row's model and axis."""
+    same = [
+        r for r in every if (r["model"], r["axis"], r["mode"]) == (row["model"], row["axis"], row["mode"])
+    ]
+    return min(same, key=lambda r: (abs(r["depth"] - 0.5), r["layer"]))["layer"]
+
+
+def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+    """Yield the ideal observer and the model's report, per axis and model."""
+    panels, found = {}, []
+    for model in models:
+        for layer in sorted({row["layer"] for row in model.rows}):
+            here = [row for row in model.rows if row["layer"] == layer]
+            panels[f"{model.name}, layer {layer}"] = sources(here)
+            found += [{"model": model.name, **row} for row in here]
+    title = f"Report and ideal observer of several models ({dataset})"
+    n = count((row["experiments"] for row in found), "experiment")
+    note = f"Accuracy over the later half of the examples. {n}. {BARS}"
+    figure = figures_models.plot_observers(panels, title, note)
+    caption = "Report accuracy beside that of the ideal observer and the other baselines, per axis and model."
+    rows = [
+        {
+            "model": r["model"],
+            "axis": r["axis"],
+            "layer": r["layer"],
+            "metric": f"late_{name}",
+            "value": r[name],
+        }
+        for r in found
+        for name in ("accuracy", "accuracy_own", "accuracy_embedding", "accuracy_words", "majority")
+        if name in r
+    ]
+    yield Drawn("models", "models_observers", GROUP, caption, figure, rows)

@@ -1,0 +1,236 @@
+"""The figures of the report runs: the model against its baselines, by axis, layer and number of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis import figures_levels, figures_models, figures_report, report_effects
+from analysis.drawing import BARS, Drawn, curve_numbers, numbers
+from analysis.figures import Curve, count
+from analysis.report_effects import OBSERVERS
+from analysis.series import ReportSeries
+from analysis.store import Store
+from analysis.tables import ReportData
+
+Row = dict[str, Any]
+Curves = Mapping[str, np.ndarray]
+SOURCES = {
+    "accuracy": "the model",
+    "accuracy_own": "ideal observer (activations)",
+    "accuracy_embedding": "input only (embeddings)",
+    "accuracy_words": "bag of words",
+    "majority": "majority",
+}
+"""Column of the report table -> what answers."""
+
+
+def report_figures(
+    store: Store, data: ReportData, rows: Sequence[Row], kinds: Sequence[str]
+) -> Iterator[Drawn]:
+    """Yield the figures of ``kinds`` that the data allow; ``rows`` are those of report_table."""
+    for levels in sorted({s.levels for s in data.series}):
+        chosen = [s for s in data.series if s.levels == levels]
+        here = _LevelFigures(store, chosen, levels, [r for r in rows if r["levels"] == levels])
+        yield from (drawn for drawn in here.draw(kinds) if drawn.kind in kinds)
+
+
+class _LevelFigures:
+    """Draws what belongs to one number of levels."""
+
+    def __init__(
+        self, store: Store, series: Sequence[ReportSeries], levels: int, rows: Sequence[Row]
+    ) -> None:
+        self.series, self.levels, self.rows = series, levels, rows
+        self.layers = sorted({s.layer for s in series})
+        self.end = "" if levels == 2 else f"_levels{levels}"
+        self.where = f"{store.model}, {store.dataset}"
+        self.scale = "" if levels == 2 else f", {levels} levels"
+        self.curves = {(s.axis, s.layer): report_effects.report_curves(s) for s in series}
+        self.note = note(series)
+
+    def draw(self, kinds: Sequence[str]) -> Iterator[Drawn]:
+        """Yield at least the figures of ``kinds``."""
+        for layer in self.layers:
+            here = {axis: found for (axis, at), found in self.curves.items() if at == layer}
+            yield self._report(here, f"report_layer{layer}{self.end}", self._group(layer), layer=layer)
+        if len(self.layers) > 1:
+            yield self._by_layer()
+            if "mean" in kinds:  # its curves are not at hand yet
+                yield self._mean()
+        yield self._observers()
+        if self.levels > 2:
+            for layer in self.layers:
+                yield from self._levels([s for s in self.series if s.layer == layer], layer)
+
+    def _group(self, layer: int) -> str:
+        return f"layer {layer}{self.scale}"
+
+    def _report(self, found: Mapping[str, Curves], name: str, group: str, **about: Any) -> Drawn:
+        accuracy, entropy = (_lines(found, metric) for metric in ("accuracy", "cross_entropy"))
+        title = f"Reporting the model's own scores ({self.where}, {group})"
+        figure = figures_report.plot_report(accuracy, entropy, *baselines(found), title, self.note)
+        caption = (
+            "Report. The model predicts the side of the threshold that its own activation gives each "
+            "sentence, after the examples before it, against baselines that see the same examples."
+        )
+        rows = [
+            row
+            for axis, curves in found.items()
+            for metric in curves
+            if metric != "shown"
+            for row in curve_numbers(
+                Curve(curves["shown"], *curves[metric]), metric, "n", axis=axis, levels=self.levels, **about
+            )
+        ]
+        return Drawn("report", name, group, caption, figure, rows)
+
+    def _by_layer(self) -> Drawn:
+        panels = {}
+        for layer in self.layers:
+            found = {axis: curves for (axis, at), curves in self.curves.items() if at == layer}
+            panels[layer] = (_lines(found, "accuracy"), _lines(found, "cross_entropy"), *baselines(found))
+        title = f"Reporting the model's own scores, by layer ({self.where}{self.scale})"
+        figure = figures_report.plot_report_layers(panels, title, self.note)
+        caption = "Report at every layer that was run; all panels of a row share their scale."
+        return Drawn("layers", f"report_by_layer{self.end}", "all layers", caption, figure)
+
+    def _mean(self) -> Drawn:
+        by_axis: dict[str, list[ReportSeries]] = {}
+        for series in self.series:
+            by_axis.setdefault(series.axis, []).append(series)
+        found = {axis: report_effects.mean_over_layers(parts) for axis, parts in by_axis.items()}
+        drawn = self._report(found, f"report_mean{self.end}", f"mean over layers{self.scale}")
+        return Drawn("mean", drawn.name, "all layers", drawn.caption, drawn.figure, drawn.numbers)
+
+    def _observers(self) -> Drawn:
+        title = f"The model and observers of the same examples ({self.where}{self.scale})"
+        n = count((r["experiments"] for r in self.rows), "experiment")
+        text = f"Accuracy over the later half of the examples. {n}. {BARS}"
+        panels = {
+            f"layer {layer}": sources([r for r in self.rows if r["layer"] == layer]) for layer in self.layers
+        }
+        figure = figures_models.plot_observers(panels, title, text)
+        found = [
+            row
+            for metric in SOURCES
+            for row in numbers(
+                [r for r in self.rows if metric in r],
+                f"late_{metric}",
+                metric,
+                (f"{metric}_low", f"{metric}_high"),
+            )
+        ]
+        caption = (
+            "What could be known: logistic regressions that see the same examples, given the layer's own "
+            "activations (the ideal observer), the input embeddings, or the words."
+        )
+        return Drawn("observers", f"report_observers{self.end}", "all layers", caption, figure, found)
+
+    def _levels(self, here: Sequence[ReportSeries], layer: int) -> Iterator[Drawn]:
+        group, end = self._group(layer), f"layer{layer}{self.end}"
+        about = {"layer": layer, "levels": self.levels}
+        where = f"{self.where}, layer {layer}"
+        found = {s.axis: report_effects.level_curves(s) for s in here}
+        names = {"exact": "accuracy", "cross_entropy": "cross_entropy", "correlation": "spearman"}
+        panels = {new: _lines(found, old) for old, new in names.items()}
+        title = f"Reporting levels ({where})"
+        rows = [
+            row
+            for metric, lines in panels.items()
+            for axis, line in lines.items()
+            for row in curve_numbers(line, f"level_{metric}", "n", axis=axis, **about)
+        ]
+        figure = figures_levels.plot_level_report(panels, self.levels, title, note(here))
+        caption = "Report of exact levels: share right, cross-entropy over all digits, rank correlation."
+        yield Drawn("levels", f"report_levels_{end}", group, caption, figure, rows)
+        tables = {s.axis: report_effects.confusion(s) for s in here}
+        text = f"Later half of the examples. {count((len(s.exps) for s in here), 'experiment')}."
+        figure = figures_levels.plot_confusion(tables, f"Digits by true level ({where})", text)
+        rows = [
+            {
+                **about,
+                "axis": axis,
+                "metric": "probability",
+                "variant": f"level {a}, digit {b}",
+                "value": float(p),
+            }
+            for axis, table in tables.items()
+            for (a, b), p in np.ndenumerate(table)
+        ]
+        caption = "Mean probability of each digit by true level: a diagonal where the model reports levels."
+        yield Drawn("confusion", f"report_confusion_{end}", group, caption, figure, rows)
+        yield self._scores(here, layer, group, end)
+
+    def _scores(self, here: Sequence[ReportSeries], layer: int, group: str, end: str) -> Drawn:
+        parts = {s.axis: [s.scores[s.labels == a] for a in range(self.levels)] for s in here}
+        half = self.levels // 2
+        middle = {axis: _between(by[:half], by[half:]) for axis, by in parts.items()}
+        title = f"True scores by level ({self.where}, layer {layer})"
+        text = "Quantiles of the fitting sentences, cut separately on both sides of the threshold (dashed)."
+        figure = figures_levels.plot_level_scores(
+            {axis: [np.unique(level) for level in by] for axis, by in parts.items()}, middle, title, text
+        )
+        rows = [
+            {
+                "axis": axis, "layer": layer, "levels": self.levels, "metric": "mean_score",
+                "variant": f"level {a}", "value": float(level.mean()) if len(level) else float("nan"),
+            }
+            for axis, by in parts.items()
+            for a, level in enumerate(by)
+        ]  # fmt: skip
+        caption = "How scores become levels."
+        return Drawn("level_scores", f"report_level_scores_{end}", group, caption, figure, rows)
+
+
+def sources(rows: Sequence[Row]) -> dict[str, tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    """Return what answers -> names of axes, accuracy, low and high ends, from rows of report_table."""
+    found = {}
+    for column, name in SOURCES.items():
+        if all(column in row for row in rows):
+            keys = (column, f"{column}_low", f"{column}_high")
+            found[name] = (
+                [row["axis"] for row in rows],
+                *(np.array([row.get(key, np.nan) for row in rows], float) for key in keys),
+            )
+    return found
+
+
+def baselines(found: Mapping[str, Curves]) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """Return the baselines' curves of accuracy and of cross-entropy, as the mean over axes."""
+    longest = max((curves["shown"] for curves in found.values()), key=len)
+    same = [curves for curves in found.values() if len(curves["shown"]) == len(longest)]
+
+    def mean(metric: str) -> Curve:
+        return Curve(longest, *np.mean([curves[metric] for curves in same], axis=0))
+
+    names = {label: key for key, label in OBSERVERS.items() if all(f"accuracy_{key}" in c for c in same)}
+    accuracy = {
+        "majority": mean("majority"),
+        **{label: mean(f"accuracy_{key}") for label, key in names.items()},
+    }
+    return accuracy, {label: mean(f"cross_entropy_{key}") for label, key in names.items()}
+
+
+def note(series: Sequence[ReportSeries]) -> str:
+    """Return n, what a point is, and what the baselines are."""
+    single = all(len(s.exps) < 2 for s in series)
+    bands = "One experiment has no interval" if single else "Bands: 95 % bootstrap interval over experiments"
+    return (
+        f"{count((len(s.exps) for s in series), 'experiment')}, each with both label assignments. Points are "
+        f"means over ranges of positions (0, 1, 2, 3, 4-5, 6-7, 8-10, ...). {bands}. Chance: 0.5 and ln 2. "
+        "Grey, mean over axes: the label shown more often so far, and logistic regressions on the same "
+        "examples, given the layer's activations (ideal observer), input embeddings, or words."
+    )
+
+
+def _between(lower: Sequence[np.ndarray], upper: Sequence[np.ndarray]) -> float:
+    """Return a score between the two sides of the threshold, NaN if one of them has no sentence."""
+    sides = [np.concatenate(part) for part in (lower, upper)]
+    return (sides[0].max() + sides[1].min()) / 2 if all(map(len, sides)) else float("nan")
+
+
+def _lines(found: Mapping[str, Curves], metric: str) -> dict[str, Curve]:
+    return {axis: Curve(curves["shown"], *curves[metric]) for axis, curves in found.items()}

@@ -51,12 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.model)
     exps = experiment_range(args.imit_exp_start, args.imit_exp_end, settings)
 
+    store = store_from(args, args.model)
+    grid = settings, chosen_axes(args), settings.layer, exps
+    if args.dry_run:
+        from analysis.dry_run import dry_run
+
+        print(dry_run(store, ["control"], *grid, **run_options(args)))
+        return 0
     from analysis.runs import run_control
 
-    store = store_from(args, args.model)
-    done, kept = run_control(
-        store, settings, chosen_axes(args), settings.layer, exps, **run_options(args),
-    )  # fmt: skip
+    done, kept = run_control(store, *grid, **run_options(args))
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0
 

@@ -57,13 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.config_s)
     exps = experiment_range(args.pred_exp_start, args.pred_exp_end, settings)
 
+    source, reader = store_from(args, args.config_s), args.config_e or args.config_s
+    grid = settings, chosen_axes(args), settings.layer, exps
+    if args.dry_run:
+        from analysis.dry_run import dry_run
+
+        print(dry_run(source, ["report"], *grid, reader=reader, **run_options(args)))
+        return 0
     from analysis.runs import run_report
 
-    source = store_from(args, args.config_s)
-    done, kept, store = run_report(
-        source, args.config_e or args.config_s, settings, chosen_axes(args), settings.layer, exps,
-        **run_options(args),
-    )  # fmt: skip
+    done, kept, store = run_report(source, reader, *grid, **run_options(args))
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.cli import add_run_flags, base_parser, script, settings_from, setup_logging, store_from
+from analysis.cli import (
+    add_run_flags,
+    base_parser,
+    run_options,
+    script,
+    settings_from,
+    setup_logging,
+    store_from,
+)
 
 
 @script
@@ -27,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(args.log_level)
     settings = settings_from(args, args.model)
 
+    store = store_from(args, args.model)
+    if args.dry_run:
+        from analysis.dry_run import dry_run
+
+        print(
+            dry_run(store, ["preparation"], settings, method=args.process_hidden_method, **run_options(args))
+        )
+        return 0
     from analysis.preparation import prepare
     from data.load import read_dataset
     from utils import load_model
@@ -35,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
     prepare(
-        lm, args.dataset, settings, store_from(args, args.model),
+        lm, args.dataset, settings, store,
         method=args.process_hidden_method, token_budget=args.token_budget, overwrite=args.overwrite,
     )  # fmt: skip
     return 0

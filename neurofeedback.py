@@ -1,10 +1,11 @@
 """The whole study in one command: prepare, report, control, figures, report page.
 
 Reads   data/<dataset>/sentences.csv
-Writes  results/<model>/<dataset>/: all caches, figures/*.png, summary_*.csv, report.html
+Writes  results/<model>/<dataset>/: all caches, figures/index.html with every figure, report.html
         What exists is kept: a killed study goes on where it stopped, a finished one takes seconds.
 Try     python neurofeedback.py                       the embedded model, sized for two CPU cores
         python neurofeedback.py --model llama3_8b     the paper's sizes, on a GPU
+        python neurofeedback.py --config sweep.yml --dry_run
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from analysis.cli import (
     add_run_flags,
     base_parser,
     positive,
+    run_options,
     script,
     settings_from,
     setup_logging,
@@ -29,6 +31,8 @@ from analysis.store import Store, provenance
 from configs.settings import Settings, as_plain
 
 log = logging.getLogger("neurofeedback")
+
+DEFAULT_MODEL, DEFAULT_DATASET = "smollm2", "commonsense"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,7 +50,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--n_experiments", type=positive, default=argparse.SUPPRESS, help="default: of the config"
     )
     add_levels_flag(parser)
+    parser.set_defaults(model=None, dataset=None)  # models and datasets of the config may take their place
     return parser.parse_args(argv)
+
+
+def studies(args: argparse.Namespace) -> list[tuple[Settings, Store]]:
+    """Return the settings and the store of every model and dataset, flags before the config."""
+    first = settings_from(args, args.model or DEFAULT_MODEL)
+    models = [args.model] if args.model else first.models or (DEFAULT_MODEL,)
+    datasets = [args.dataset] if args.dataset else first.datasets or (DEFAULT_DATASET,)
+    found = []
+    for model in models:
+        settings = settings_from(args, model)
+        for dataset in datasets:
+            store = store_from(argparse.Namespace(**{**vars(args), "dataset": dataset}), model)
+            found.append((settings, store))
+    return found
 
 
 def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> None:
@@ -56,22 +75,26 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     from data.load import read_dataset
     from utils import load_model
 
-    read_dataset(args.dataset)  # its mistakes show before a large model is loaded
+    read_dataset(store.dataset)  # its mistakes show before a large model is loaded
 
-    options = {
-        "device": args.device,
-        "dtype": args.dtype,
-        "attn_implementation": args.attn_implementation,
-    }
-    again = {"token_budget": args.token_budget, "overwrite": args.overwrite}
-    lm = load_model(args.model, **options)
-    prepare(lm, args.dataset, settings, store, **again)
-    exps, models = range(settings.n_experiments), {args.model: lm}
-    grid = (settings, settings.axes, settings.layer, exps)
-    done, kept, _ = run_report(store, args.model, *grid, models=models, **again, **options)
+    options = run_options(args)
+    loading = {name: options.pop(name) for name in ("device", "dtype", "attn_implementation")}
+    lm = load_model(store.model, **loading)
+    prepare(lm, store.dataset, settings, store, **options)
+    models = {store.model: lm}
+    grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
+    done, kept, _ = run_report(store, store.model, *grid, models=models, **options, **loading)
     log.info("report: %d new, %d kept", done, kept)
-    done, kept = run_control(store, *grid, models=models, **again, **options)
+    done, kept = run_control(store, *grid, models=models, **options, **loading)
     log.info("control: %d new, %d kept", done, kept)
+
+
+def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
+    """Return what the study would do, as lines for the terminal."""
+    from analysis.dry_run import dry_run
+
+    grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
+    return dry_run(store, ["preparation", "report", "control"], *grid, **run_options(args))
 
 
 def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
@@ -100,13 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(args.log_level)
     start = time.perf_counter()
-    settings = settings_from(args, args.model)
-    store = store_from(args, args.model)
-    run_stages(args, settings, store)
-    log.info("figures and report page")
-    figures, page, text = present(settings, store)
-    print(text)
-    print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
+    for settings, store in studies(args):
+        log.info("%s on %s", store.model, store.dataset)
+        if args.dry_run:
+            print(plan(args, settings, store))
+            continue
+        run_stages(args, settings, store)
+        log.info("figures and report page")
+        figures, page, text = present(settings, store)
+        print(text)
+        print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
     log.info("done in %.0f s", time.perf_counter() - start)
     return 0
 

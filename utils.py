@@ -242,13 +242,13 @@ def load_model(
     hf_logging.disable_progress_bar()
     target = model_name(name)
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", "map") else device
-    chosen = _dtype(dtype, kind)
+    chosen = choose_dtype(dtype, kind)
     options: dict[str, Any] = {"dtype": chosen}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     if device == "map":
         options["device_map"] = "auto"
-    with _model_errors(name, target):
+    with model_errors(name, target):
         source = local_files(target)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
@@ -258,7 +258,7 @@ def load_model(
     return LoadedModel(model, tokenizer, target, _model_fingerprint(model))
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
+def choose_dtype(name: str, device: str) -> torch.dtype:
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -270,7 +270,7 @@ def _dtype(name: str, device: str) -> torch.dtype:
 
 
 @contextmanager
-def _model_errors(name: str, target: str) -> Iterator[None]:
+def model_errors(name: str, target: str) -> Iterator[None]:
     try:
         yield
     except UserError:

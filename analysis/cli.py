@@ -52,10 +52,10 @@ def base_parser(doc: str | None, *, model_flag: bool = True) -> argparse.Argumen
         aliases = ", ".join(MODEL_ALIASES)
         parser.add_argument(
             "--model", default="smollm2",
-            help=f"alias ({aliases}), hub name, folder, or .gguf file (default: %(default)s)",
+            help=f"alias ({aliases}), hub name, folder, or .gguf file (default: smollm2)",
         )  # fmt: skip
     parser.add_argument(
-        "--dataset", default="commonsense", help="dataset key, see data/README.md (default: %(default)s)"
+        "--dataset", default="commonsense", help="dataset key, see data/README.md (default: commonsense)"
     )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="results folder (default: %(default)s)"
@@ -85,6 +85,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--token_budget", type=positive, help="most tokens forwarded at once (default: by device)"
     )
     parser.add_argument("--overwrite", action="store_true", help="redo what exists, also with other settings")
+    parser.add_argument(
+        "--dry_run", action="store_true",
+        help="only print the units of work, the tokens to forward and the memory expected",
+    )  # fmt: skip
 
 
 def run_options(args: argparse.Namespace) -> dict[str, Any]:

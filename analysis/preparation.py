@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 METHODS = ("pcascore", "mean", "last", "each")
 PREP_SETTINGS = ("seed", "n_axis", "n_trial", "lr_c", "threshold", "max_pc", "n_random", "n_shuffled")
-_BYTES_AT_ONCE = 2**30
+BYTES_AT_ONCE = 2**30
+"""Of every token's states that ``each`` keeps during one pass."""
 
 
 def prep_identity(lm: LoadedModel, split: Split, settings: Settings) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _write_each(
     tokens = sum(len(s) for s in spans)
     offsets = np.cumsum([0, *(len(s) for s in spans)])
     width = lm.model.config.get_text_config().hidden_size
-    at_once = max(1, _BYTES_AT_ONCE // (tokens * width * 4))
+    at_once = max(1, BYTES_AT_ONCE // (tokens * width * 4))
     requests = [Request(e.ids, s) for e, s in zip(encoded, spans, strict=True)]
     for first in bar(range(0, lm.n_layers, at_once), desc="reading every token", unit="pass"):
         layers = range(first, min(first + at_once, lm.n_layers))

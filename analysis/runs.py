@@ -72,6 +72,12 @@ def run_control(
     return len(todo), len(keys) - len(todo)
 
 
+def report_store(source: Store, reader: str) -> Store:
+    """Return where reports by ``reader`` of the scores of ``source.model`` go."""
+    names = model_name(reader), model_name(source.model)
+    return source if names[0] == names[1] else Store(source.root, "_from_".join(names), source.dataset)
+
+
 def run_report(
     source: Store,
     reader: str,
@@ -91,12 +97,8 @@ def run_report(
     """  # fmt: skip
     study = open_study(source, settings)
     keys = unit_keys("pred", study, axes, _layers(study, layer), exps)
-    same = model_name(reader) == model_name(source.model)
-    store = (
-        source
-        if same
-        else Store(source.root, f"{model_name(reader)}_from_{model_name(source.model)}", source.dataset)
-    )
+    store = report_store(source, reader)
+    same = store is source
     lm = None if same else _loaded(models, reader, options)
     other = lm.fingerprint if lm else None
 

@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from analysis.prefix_tree import Request
-from analysis.preparation import _BYTES_AT_ONCE
+from analysis.preparation import BYTES_AT_ONCE
 from analysis.process_hidden import decoder_blocks
 from analysis.process_prompts import Prompter, Prompts, load_prompts
 from analysis.replies import HELD_BACK, Sampling
@@ -30,7 +30,7 @@ from analysis.trie import build_trie, make_plan
 from configs.embedded_model import local_files
 from configs.settings import Settings
 from data.load import Split, load_dataset
-from utils import _dtype, _model_errors, model_name
+from utils import choose_dtype, model_errors, model_name
 
 MEASURED = 3  # experiments whose prompts are built to learn what one unit takes; units differ a little
 
@@ -60,7 +60,7 @@ def load_shape(name: str) -> Shape:
 
     Names, errors, and the folder that a ``.gguf`` file is converted to once are those of utils.load_model.
     """
-    with _model_errors(name, model_name(name)):
+    with model_errors(name, model_name(name)):
         config = AutoConfig.from_pretrained(local_files(model_name(name)))
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(config)
@@ -84,14 +84,15 @@ def load_shape(name: str) -> Shape:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model; see load_shape."""
-    with _model_errors(name, model_name(name)):
+    with model_errors(name, model_name(name)):
         return AutoTokenizer.from_pretrained(local_files(model_name(name)))
 
 
 def run_sizes(device: str, dtype: str, token_budget: int | None) -> tuple[str, int]:
     """Return dtype and tokens per forward call of a run with these flags, as load_model and PrefixTree do."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", "map") else device
-    return str(_dtype(dtype, kind)).removeprefix("torch."), token_budget or (512 if kind == "cpu" else 4096)
+    name = str(choose_dtype(dtype, kind)).removeprefix("torch.")
+    return name, token_budget or (512 if kind == "cpu" else 4096)
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def preparation_work(texts: Texts, shape: Shape, method: str = "pcascore") -> Wo
         return work_of(requests, shape.n_layers, texts.token_budget)
     requests = [Request(r.ids, [(t, t + 1) for t in range(*r.spans[0])]) for r in requests]
     spans = sum(len(request.spans) for request in requests)
-    at_once = min(shape.n_layers, max(1, _BYTES_AT_ONCE // (spans * shape.hidden * 4)))
+    at_once = min(shape.n_layers, max(1, BYTES_AT_ONCE // (spans * shape.hidden * 4)))
     return work_of(requests, at_once, texts.token_budget) * -(-shape.n_layers // at_once)
 
 

@@ -85,6 +85,10 @@ class Settings:
     """Control: longest reply, in tokens."""
     temperature: float = 0.7
     """Control: sampling temperature, 0 is greedy; the full distribution is sampled (top_p 1, top_k off)."""
+    models: tuple[str, ...] = ()
+    """Models that neurofeedback.py studies one after the other; none: the one of ``--model``."""
+    datasets: tuple[str, ...] = ()
+    """Datasets that neurofeedback.py studies with each model; none: the one of ``--dataset``."""
     levels: tuple[int, ...] = (2,)
     """Labels shown: 2 are low and high; 4, 6, 8 or 10 are quantile levels. Each makes a grid of its own."""
     report_examples: int = 600

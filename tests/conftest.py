@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see utils.py
@@ -137,6 +139,15 @@ def smollm2() -> LoadedModel:
     except UserError as error:
         assert SMOLLM2_INSTALL in str(error)
         pytest.skip(f"smollm2 is not installed: {error}")
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Give back the log handlers that the scripts replace."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture

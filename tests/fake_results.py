@@ -18,6 +18,7 @@ from analysis.store import Store, UnitKey
 
 SHOTS = (0, 2, 4, 8, 16, 32)
 N_SENTENCES = 120
+HIDDEN = 8
 
 
 def fake_store(root: Path, model: str = "smollm2", dataset: str = "commonsense") -> Store:
@@ -39,15 +40,17 @@ def write_split(store: Store, rng: np.random.Generator) -> None:
     results.write(store.split, record, {"seed": 42})
 
 
-def write_axes(store: Store, names: Sequence[str], n_layers: int, rng: np.random.Generator) -> None:
+def write_axes(
+    store: Store, names: Sequence[str], n_layers: int, rng: np.random.Generator, hidden: int = HIDDEN
+) -> None:
     """Write axes_layer<l>.pkl for every layer; held-out accuracy rises with depth."""
     for layer in range(n_layers):
         depth = layer / max(1, n_layers - 1)
         ratio = 0.7 ** np.arange(1, 60) * (0.2 + 0.2 * depth)
         record = {
             "names": list(names),
-            "directions": _unit(rng.normal(size=(len(names), 8))),
-            "mean": np.zeros(8, np.float32),
+            "directions": _unit(rng.normal(size=(len(names), hidden))),
+            "mean": np.zeros(hidden, np.float32),
             "scales": np.ones(len(names), np.float32),
             "thresholds": np.zeros(len(names), np.float32),
             "variance_ratio": ratio.astype(np.float32),
@@ -55,6 +58,10 @@ def write_axes(store: Store, names: Sequence[str], n_layers: int, rng: np.random
             "scores": rng.normal(size=(N_SENTENCES, len(names))).astype(np.float32),
         }
         results.write(store.axes(layer), record, {"layer": layer, "seed": 42})
+
+
+def _first(hidden: int) -> np.ndarray:
+    return np.arange(hidden) == 0
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -78,6 +85,7 @@ def control_unit(
     modes: Sequence[str] = ("active", "inactive"),
     text: str = "Helping a neighbour is good.",
     empty: float = 0.0,
+    hidden: int = HIDDEN,
 ) -> dict[str, Any]:
     """Return one control unit; Cohen's d on the target axis is ``effect * ramp(n)`` when active."""
     cells = [(n, f, w, m) for n in shots for f in (False, True) for w in (0, 1) for m in modes]
@@ -91,7 +99,7 @@ def control_unit(
     by_layer = rng.normal(size=(total, n_layers)) + shift[:, None] * read
     blank = active & (rng.random(total) < empty)
     scores[blank], by_layer[blank] = np.nan, np.nan
-    difference = {m: rng.normal(size=8) + effect * np.eye(8)[0] for m in modes}
+    difference = {m: (rng.normal(size=hidden) + effect * _first(hidden)).astype(np.float32) for m in modes}
     return {
         "n": n.astype(np.int64), "difference": difference, "flip": flip.astype(bool),
         "target": np.where(flip, 1 - want, want), "want": want.astype(np.int64), "mode": mode,

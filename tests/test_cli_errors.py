@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -49,15 +48,6 @@ def prepared(config, tiny_folder, tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
     assert main_prep.main(flags(tiny_folder, config, results)) == 0
     return results
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Give back the log handlers that the scripts replace."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 def flags(model: object, config: Path, results: Path, *more: str) -> list[str]:

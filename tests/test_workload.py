@@ -188,7 +188,7 @@ def test_every_token_is_read_in_as_many_passes_as_counted(tiny_lm, shape, texts,
     encoded = encode_sentences(tiny_lm, texts.split.dataset, texts.prompts)
     spans = sum(e.spans[0][1] - e.spans[0][0] for e in encoded)
     for module in ("preparation", "workload"):
-        monkeypatch.setattr(f"analysis.{module}._BYTES_AT_ONCE", 3 * spans * 32 * 4)  # 3 of 4 layers
+        monkeypatch.setattr(f"analysis.{module}.BYTES_AT_ONCE", 3 * spans * 32 * 4)  # 3 of 4 layers
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET)
     _write_each(tree, encoded, Store(tmp_path, "org/tiny", "commonsense"), tiny_lm, {}, {})
     once, each = workload.preparation_work(texts, shape), workload.preparation_work(texts, shape, "each")

@@ -1,0 +1,337 @@
+"""The plot scripts as a whole: which figures, their numbers and notes, and what a figures folder holds."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+import plot_imit
+import plot_pred
+from analysis import draw_models, drawing, effects, figures, report_effects, tables
+from analysis.store import Store
+from tests import fake_results
+
+SMALL = {"layers": (1, 3), "n_layers": 5, "n_exp": 3, "shots": (0, 4), "report_n": 32}
+MODES = ("active", "inactive")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    """Two layers, 2 and 8 levels, and beside it a model of another size with 2 levels."""
+    root = tmp_path_factory.mktemp("drawing")
+    fake_results.write_study(root, model="org/big", n_parameters=10**9, seed=1, **SMALL)
+    return fake_results.write_study(root, levels=(2, 8), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def drawn(store) -> dict[str, drawing.Drawn]:
+    """Every figure of both scripts by name, not rendered."""
+    control, report = tables.load_control(store), tables.load_report(store)
+    parts = (
+        *plot_imit._figures(store, control, effects.control_table(control), plot_imit.KINDS, None, None),
+        *plot_pred._figures(store, report, report_effects.report_table(report), plot_pred.KINDS, None, None),
+    )
+    assert len({one.name for one in parts}) == len(parts)
+    return {one.name: one for one in parts}
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Every figure becomes the same small image, since rendering is slow."""
+    buffer = io.BytesIO()
+    imsave(buffer, np.zeros((2, 3)), format="png")
+    monkeypatch.setattr(figures, "figure_bytes", lambda fig, form: buffer.getvalue())
+
+
+def run(script, store: Store, *more: str, out: Path | None = None) -> int:
+    where = ["--out", str(out)] if out else []
+    flags = ["--results", str(store.root), "--model", store.model, "--log_level", "error"]
+    return script.main([*flags, *where, *more])
+
+
+def summary(folder: Path) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def lines(ax) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return label -> x, y of the curves of a panel."""
+    named = [line for line in ax.lines if not line.get_label().startswith(("_", "chance", "layer"))]
+    return {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in named}
+
+
+def check(rows, x: str, points, **where) -> None:
+    """Assert that the rows with ``where`` are the points of a curve."""
+    rows = sorted((r for r in rows if all(r[k] == v for k, v in where.items())), key=lambda row: row[x])
+    np.testing.assert_array_equal([[row[x] for row in rows], [row["value"] for row in rows]], points)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "label"),
+    [
+        ("control_layer1", "n", "axis"), ("control_layer3_levels8", "n", "axis"),
+        ("control_readout_layer3", "layer_read", "axis"), ("control_by_layer", "layer", "axis"),
+        ("control_groups_levels8", "layer", "variant"),
+    ],
+)  # fmt: skip
+def test_points_and_ends_of_bars_are_rows_of_the_summary(drawn, name, x, label):
+    one = drawn[name]
+    for ax, mode in zip(one.figure.axes, MODES, strict=True):
+        assert lines(ax)
+        for key, points in lines(ax).items():
+            check(one.numbers, x, points, mode=mode, **{label: key})
+        if "readout" in name:
+            continue
+        bars = {tuple(segment[:, 1]) for part in ax.collections for segment in part.get_segments()}
+        assert bars == {(row["low"], row["high"]) for row in one.numbers if row["mode"] == mode}
+    assert sum(map(len, (points[0] for ax in one.figure.axes for points in lines(ax).values()))) == len(
+        one.numbers
+    )
+
+
+def test_cells_of_the_heatmap_are_rows_of_the_summary(drawn):
+    one = drawn["control_heatmap_layer1"]
+    for ax, mode in zip(one.figure.axes[:2], MODES, strict=True):
+        targets = [text.get_text() for text in ax.get_yticklabels()]
+        affected = [text.get_text() for text in one.figure.axes[1].get_xticklabels()]
+        cells = {(r["axis"], r["affected"]): r["value"] for r in one.numbers if r["mode"] == mode}
+        expected = [[cells[target, name] for name in affected] for target in targets]
+        np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+
+
+def test_positions_by_layer_are_rows_of_the_summary(drawn):
+    one = drawn["control_accumulation_layer1"]
+    cells = [(axis, mode) for axis in ("lr", "pc1") for mode in MODES]
+    for ax, (axis, mode) in zip(one.figure.axes, cells, strict=True):
+        for want in ("high", "low"):
+            points = lines(ax)[f"{want} wanted"]
+            check(one.numbers, "layer_read", points, axis=axis, mode=mode, variant=want)
+
+
+def test_precision_and_cosines_are_rows_of_the_summary(drawn):
+    precision, cosine = drawn["control_precision_layer3"], drawn["control_cosine_layer3"]
+    for ax, bars, mode in zip(precision.figure.axes, cosine.figure.axes, MODES, strict=True):
+        for variant, (_, values) in lines(ax).items():
+            rows = [r for r in precision.numbers if (r["mode"], r["variant"]) == (mode, variant)]
+            assert [row["value"] for row in rows] == list(values) and len(rows) == 2
+        rows = [row["value"] for row in cosine.numbers if row["mode"] == mode]
+        assert rows == [patch.get_height() for patch in bars.patches] and len(rows) == 2
+
+
+@pytest.mark.parametrize("name", ["report_layer1", "report_layer3_levels8", "report_mean"])
+def test_report_curves_are_rows_of_the_summary(drawn, name):
+    one = drawn[name]
+    for ax, metric in zip(one.figure.axes, ("accuracy", "cross_entropy"), strict=True):
+        for axis in ("lr", "pc1"):
+            check(one.numbers, "n", lines(ax)[axis], metric=metric, axis=axis)
+
+
+def test_every_figure_brings_numbers_with_known_columns(drawn):
+    assert [name for name, one in drawn.items() if not one.numbers] == []
+    for one in drawn.values():
+        for row in one.numbers:
+            assert set(row) <= set(drawing.COLUMNS) and {"metric", "value"} <= set(row)
+
+
+def test_rows_of_the_other_script_stay_in_the_summary(store, tmp_path, quick):
+    assert run(plot_imit, store, "--figure", "effect", out=tmp_path) == 0
+    control = summary(tmp_path)
+    assert run(plot_pred, store, "--figure", "report", out=tmp_path) == 0
+    assert [row for row in summary(tmp_path) if row["stage"] == "control"] == control
+    assert run(plot_imit, store, "--figure", "cosine", "--mode", "active", out=tmp_path) == 0
+    rows = summary(tmp_path)
+    assert {row["metric"] for row in rows if row["stage"] == "control"} == {"cosine"}
+    assert {row["stage"] for row in rows} == {"control", "report"}
+    assert {(row["model"], row["dataset"]) for row in rows} == {("smollm2", "commonsense")}
+    assert all((tmp_path / f"{row['figure']}.png").exists() for row in rows)
+
+
+def test_a_summary_with_other_columns_is_refused(store, tmp_path, quick, capsys):
+    (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
+    assert run(plot_imit, store, "--figure", "effect", out=tmp_path) == 2
+    assert re.fullmatch(r"error: .*summary\.csv has other columns .* move it away\n", capsys.readouterr().err)
+    assert (tmp_path / "summary.csv").read_text() == "a,b\n1,2\n"
+
+
+# ---------------------------------------------------------------- which figures
+
+LAYER = ("control", *(f"control_{kind}" for kind in (
+    "readout", "heatmap", "scores", "density", "accumulation", "precision", "cosine")))  # fmt: skip
+ENDS = ("", "_levels8")
+CONTROL = {f"{name}_layer{n}{end}" for name in LAYER for n in (1, 3) for end in ENDS}
+CONTROL |= {f"control_{name}{end}" for name in ("by_layer", "groups") for end in ENDS}
+CONTROL |= {"axes_overview", "axes_variance", "axes_cosines", "models_depth", "models_size"}
+REPORT = {
+    f"report_{name}{end}" for name in ("layer1", "layer3", "by_layer", "mean", "observers") for end in ENDS
+}
+REPORT |= {
+    f"report_{name}_layer{n}_levels8" for name in ("levels", "confusion", "level_scores") for n in (1, 3)
+}
+REPORT |= {"models_observers"}
+OVERVIEWS = {f"overview_layer{n}{end}" for n in (1, 3) for end in ("", "_8levels")}
+
+
+def test_all_draws_every_kind_and_the_page_lists_every_figure(store, drawn, tmp_path, quick, capsys):
+    assert run(plot_imit, store, "--all", out=tmp_path) == 0
+    assert run(plot_pred, store, "--all", out=tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob("*.png")} == CONTROL | REPORT | OVERVIEWS
+    assert {one.kind for one in drawn.values()} == {*plot_imit.KINDS, *plot_pred.KINDS}
+    listed = json.loads((tmp_path / "figures.json").read_text())
+    assert {entry["name"] for entry in listed} == CONTROL | REPORT | OVERVIEWS
+    page = html.unescape((tmp_path / "index.html").read_text())
+    for name, one in drawn.items():
+        assert f"./{name}.png" in page and one.caption in page and one.group in page
+    printed = capsys.readouterr().out
+    assert all(f"{name}.png" in printed for name in CONTROL | REPORT)
+    for row in summary(tmp_path):  # what is in the file is what the figures brought
+        assert row["figure"] in drawn
+    assert len(summary(tmp_path)) == sum(len(one.numbers) for one in drawn.values())
+
+
+@pytest.mark.parametrize("script", [plot_imit, plot_pred])
+def test_a_kind_that_is_asked_for_is_drawn_alone(script, store, drawn, tmp_path, quick):
+    load, table = (
+        (tables.load_control, effects.control_table)
+        if script is plot_imit
+        else (tables.load_report, report_effects.report_table)
+    )
+    data = load(store)
+    rows = table(data)
+    own = CONTROL if script is plot_imit else REPORT
+    for kind in script.KINDS:
+        written = script.make_figures(store, kinds=[kind], out=tmp_path / kind, data=data, rows=rows)
+        names = {name for name in own if drawn[name].kind == kind}
+        assert {one.name for one in written} == names and names
+        pngs = {path.stem for path in (tmp_path / kind).glob("*.png")}
+        assert names <= pngs <= names | OVERVIEWS
+
+
+@pytest.mark.parametrize(
+    "only",
+    [
+        {"n_exp": 1}, {"shots": (4,)}, {"layers": (1,)}, {"axes": ("lr",)}, {"modes": ("active",)},
+        {"n_exp": 1, "shots": (0,), "layers": (0,), "n_layers": 1, "axes": ("lr",), "modes": ("active",),
+         "report_n": 2},
+    ],
+    ids=["experiment", "N", "layer", "axis", "mode", "everything"],
+)  # fmt: skip
+def test_studies_with_a_single_value_of_something_are_drawn(only, tmp_path, quick):
+    few = fake_results.write_study(tmp_path, **{**SMALL, "levels": (2, 8), **only})
+    assert run(plot_imit, few, "--all") == 0 and run(plot_pred, few, "--all") == 0
+    names = {path.stem for path in few.figures.glob("*.png")}
+    assert any(name.startswith("control_precision") for name in names)
+    assert ("control_by_layer" in names) == ("report_mean" in names) == ("layers" not in only)
+
+
+def test_one_study_in_three_formats(store, tmp_path):
+    flags = ("--layer", "1", "--axes", "lr", "--format", "png", "pdf", "svg")
+    assert run(plot_imit, store, "--figure", "effect", "cosine", *flags, out=tmp_path) == 0
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    for name in ("control_layer1", "control_cosine_layer1", "overview_layer1"):
+        for form, start in starts.items():
+            assert (tmp_path / f"{name}.{form}").read_bytes().startswith(start)
+
+
+# ---------------------------------------------------------------- notes
+
+WHY_NONE = r"no interval|Intervals: summary\.csv|density estimates|Dashed: means"
+
+
+def note(one: drawing.Drawn) -> str:
+    return " ".join(one.figure.get_supxlabel().split())
+
+
+def test_every_note_holds_n_and_the_interval_or_why_there_is_none(drawn):
+    lacking = {
+        name: note(one)
+        for name, one in drawn.items()
+        if not re.search(r"n = \d|n: |One fit per layer", note(one))
+        or not re.search(rf"95 %|{WHY_NONE}", note(one))
+    }
+    assert lacking == {}
+
+
+def test_notes_of_one_experiment_claim_no_interval(tmp_path):
+    few = fake_results.write_study(tmp_path, **{**SMALL, "n_exp": 1, "levels": (2, 8)})
+    control, report = tables.load_control(few), tables.load_report(few)
+    parts = [
+        *plot_imit._figures(few, control, effects.control_table(control), plot_imit.KINDS, None, None),
+        *plot_pred._figures(few, report, report_effects.report_table(report), plot_pred.KINDS, None, None),
+    ]
+    assert [one.name for one in parts if "bootstrap" in note(one)] == []
+
+
+# ---------------------------------------------------------------- folder
+
+
+def test_an_overview_of_a_layer_is_made_once_both_scripts_have_run(store, tmp_path, quick):
+    assert run(plot_imit, store, "--figure", "effect", "--layer", "1", out=tmp_path) == 0
+    assert not list(tmp_path.glob("overview*"))  # one figure needs no overview
+    before = json.loads((tmp_path / "figures.json").read_text())
+    assert run(plot_pred, store, "--figure", "report", "--layer", "1", out=tmp_path) == 0
+    assert {path.stem for path in tmp_path.glob("overview*")} == {
+        "overview_layer1",
+        "overview_layer1_8levels",
+    }
+    listed = json.loads((tmp_path / "figures.json").read_text())
+    assert all(entry in listed for entry in before) and len(listed) == 6
+    assert listed[0]["group"] == "overview"
+
+
+@pytest.mark.parametrize("text", ["[{", "{}", "[1]", '[{"name": "x"}]'])
+def test_a_broken_list_of_figures_is_one_clear_error(text, store, tmp_path, quick, capsys):
+    (tmp_path / "figures.json").write_text(text)
+    assert run(plot_imit, store, "--figure", "cosine", out=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*figures\.json is not readable: remove it .*\n", error)
+
+
+# ---------------------------------------------------------------- several models
+
+
+def test_other_models_with_runs_on_the_dataset_are_found(store):
+    assert [s.model for s in draw_models.other_stores(store, None, "imit")] == ["smollm2", "org_big"]
+    named = draw_models.other_stores(store, ["org/big", "smollm2"], "pred")
+    assert [s.folder for s in named] == [store.folder, Store(store.root, "org/big", "commonsense").folder]
+    assert draw_models.other_stores(store, ["smollm2"], "imit") == [store]
+
+
+def test_a_model_is_not_compared_with_itself_under_its_alias(tmp_path):
+    own = fake_results.write_study(tmp_path, model="llama3_1b", **SMALL)
+    assert draw_models.other_stores(own, ["meta-llama/Llama-3.2-1B-Instruct"], "imit") == [own]
+
+
+@pytest.mark.parametrize("script", [plot_imit, plot_pred])
+def test_an_unknown_model_exits_with_2_and_one_line(script, store, tmp_path, quick, capsys):
+    assert run(script, store, "--figure", "models", "--models", "org/none", out=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --models org/none: there are no such runs") and error.count("\n") == 1
+
+
+def test_sizes_and_depths_of_models_come_from_their_runs(store, drawn):
+    rows = drawn["models_depth"].numbers
+    assert {row["model"] for row in rows} == {"smollm2", "org/big"} and {row["levels"] for row in rows} == {2}
+    results = draw_models.control_results(draw_models.other_stores(store, None, "imit")[1], ["lr"])
+    assert (results.name, results.n_layers, results.n_parameters) == ("org/big", 5, 10**9)
+    assert [(r["axis"], r["layer"], r["n"]) for r in results.rows] == [("lr", n, 4) for n in (1, 1, 3, 3)]
+
+
+@pytest.mark.parametrize("script", [plot_imit, plot_pred])
+def test_models_without_comparable_runs_are_left_out(script, tmp_path, quick):
+    one = fake_results.write_study(tmp_path / "a", axes=("lr", "pc1"), **SMALL)
+    fake_results.write_study(tmp_path / "a", axes=("lr",), model="b", **SMALL)
+    assert run(script, one, "--axes", "pc1", "--figure", "models") == 0  # b has no pc1
+    for name in ("c", "d"):
+        eight = fake_results.write_study(tmp_path / "e", axes=("lr",), model=name, levels=(8,), **SMALL)
+    assert run(script, eight, "--all") == 0  # only binary runs are compared

@@ -7,6 +7,7 @@
                               imit_<axis>_layer<l>_exp<e>.pkl control, one unit of work
                               pred_<axis>_layer<l>_exp<e>.pkl report, one unit of work
                               (..._layer<l>_levels<n>_exp<e>.pkl with more than two labels)
+                              study_<name>_<axis>_layer<l>.pkl a study of tasks/
                               figures/*.png  report.html
 
 Every file is a dict of builtins and numpy arrays with ``meta``; ``meta["identity"]`` holds the settings
@@ -95,6 +96,10 @@ class Store:
         """The file of one unit of work."""
         levels = "" if key.levels == 2 else f"_levels{key.levels}"
         return self.folder / f"{key.kind}_{key.axis}_layer{key.layer}{levels}_exp{key.exp}.pkl"
+
+    def study(self, name: str, axis: str, layer: int) -> Path:
+        """The file of a study in tasks/, such as ``causal``, on one axis of one layer."""
+        return self.folder / f"study_{name}_{axis}_layer{layer}.pkl"
 
     def units(self, kind: str, axis: str | None = None, layer: int | None = None) -> list[UnitKey]:
         """Return the units on disk, sorted; ``axis`` and ``layer`` narrow the list."""

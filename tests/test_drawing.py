@@ -31,16 +31,22 @@ def store(tmp_path_factory) -> Store:
     return fake_results.write_study(root, levels=(2, 8), **SMALL)
 
 
-@pytest.fixture(scope="module")
-def drawn(store) -> dict[str, drawing.Drawn]:
-    """Every figure of both scripts by name, not rendered."""
+def draw(store: Store) -> dict[str, drawing.Drawn]:
+    """Return every figure of both scripts by name, not rendered."""
     control, report = tables.load_control(store), tables.load_report(store)
+    rows, table = effects.control_table(control), report_effects.report_table(report)
     parts = (
-        *plot_imit._figures(store, control, effects.control_table(control), plot_imit.KINDS, None, None),
-        *plot_pred._figures(store, report, report_effects.report_table(report), plot_pred.KINDS, None, None),
+        *plot_imit._figures(store, control, rows, plot_imit.KINDS, None, None),
+        *plot_pred._figures(store, report, table, plot_pred.KINDS, None, None),
     )
     assert len({one.name for one in parts}) == len(parts)
     return {one.name: one for one in parts}
+
+
+@pytest.fixture(scope="module")
+def drawn(store) -> dict[str, drawing.Drawn]:
+    """The figures of ``store``."""
+    return draw(store)
 
 
 @pytest.fixture
@@ -95,9 +101,8 @@ def test_points_and_ends_of_bars_are_rows_of_the_summary(drawn, name, x, label):
             continue
         bars = {tuple(segment[:, 1]) for part in ax.collections for segment in part.get_segments()}
         assert bars == {(row["low"], row["high"]) for row in one.numbers if row["mode"] == mode}
-    assert sum(map(len, (points[0] for ax in one.figure.axes for points in lines(ax).values()))) == len(
-        one.numbers
-    )
+    points = [len(x) for ax in one.figure.axes for x, _ in lines(ax).values()]
+    assert sum(points) == len(one.numbers)
 
 
 def test_cells_of_the_heatmap_are_rows_of_the_summary(drawn):
@@ -199,48 +204,41 @@ def test_all_draws_every_kind_and_the_page_lists_every_figure(store, drawn, tmp_
     assert len(summary(tmp_path)) == sum(len(one.numbers) for one in drawn.values())
 
 
-@pytest.mark.parametrize("script", [plot_imit, plot_pred])
-def test_a_kind_that_is_asked_for_is_drawn_alone(script, store, drawn, tmp_path, quick):
-    load, table = (
-        (tables.load_control, effects.control_table)
-        if script is plot_imit
-        else (tables.load_report, report_effects.report_table)
-    )
-    data = load(store)
-    rows = table(data)
-    own = CONTROL if script is plot_imit else REPORT
-    for kind in script.KINDS:
-        written = script.make_figures(store, kinds=[kind], out=tmp_path / kind, data=data, rows=rows)
-        names = {name for name in own if drawn[name].kind == kind}
-        assert {one.name for one in written} == names and names
-        pngs = {path.stem for path in (tmp_path / kind).glob("*.png")}
-        assert names <= pngs <= names | OVERVIEWS
-
-
 @pytest.mark.parametrize(
-    "only",
+    ("script", "kind"),
     [
-        {"n_exp": 1}, {"shots": (4,)}, {"layers": (1,)}, {"axes": ("lr",)}, {"modes": ("active",)},
-        {"n_exp": 1, "shots": (0,), "layers": (0,), "n_layers": 1, "axes": ("lr",), "modes": ("active",),
-         "report_n": 2},
+        *((plot_imit, kind) for kind in plot_imit.KINDS),
+        (plot_pred, "layers"),
+        (plot_pred, "mean"),
+        (plot_pred, "confusion"),
     ],
-    ids=["experiment", "N", "layer", "axis", "mode", "everything"],
-)  # fmt: skip
+)
+def test_a_kind_that_is_asked_for_is_drawn_alone(script, kind, store, drawn, tmp_path, quick):
+    names = {name for name in (CONTROL if script is plot_imit else REPORT) if drawn[name].kind == kind}
+    assert names and run(script, store, "--figure", kind, out=tmp_path) == 0
+    pngs = {path.stem for path in tmp_path.glob("*.png")}
+    assert names <= pngs <= names | OVERVIEWS
+
+
+ONE = {"n_exp": 1, "shots": (0,), "layers": (0,), "n_layers": 1, "axes": ("lr",), "modes": ("active",)}
+
+
+@pytest.mark.parametrize("only", [*({name: ONE[name]} for name in ONE if name != "n_layers"), ONE])
 def test_studies_with_a_single_value_of_something_are_drawn(only, tmp_path, quick):
-    few = fake_results.write_study(tmp_path, **{**SMALL, "levels": (2, 8), **only})
+    few = fake_results.write_study(tmp_path, **{**SMALL, "report_n": 2 if only is ONE else 16, **only})
     assert run(plot_imit, few, "--all") == 0 and run(plot_pred, few, "--all") == 0
     names = {path.stem for path in few.figures.glob("*.png")}
     assert any(name.startswith("control_precision") for name in names)
     assert ("control_by_layer" in names) == ("report_mean" in names) == ("layers" not in only)
 
 
-def test_one_study_in_three_formats(store, tmp_path):
-    flags = ("--layer", "1", "--axes", "lr", "--format", "png", "pdf", "svg")
-    assert run(plot_imit, store, "--figure", "effect", "cosine", *flags, out=tmp_path) == 0
+def test_one_study_in_three_formats(tmp_path):
+    few = fake_results.write_study(tmp_path, **{**SMALL, "axes": ("lr",), "layers": (1,)})
+    assert run(plot_imit, few, "--figure", "effect", "cosine", "--format", "png", "pdf", "svg") == 0
     starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
     for name in ("control_layer1", "control_cosine_layer1", "overview_layer1"):
         for form, start in starts.items():
-            assert (tmp_path / f"{name}.{form}").read_bytes().startswith(start)
+            assert (few.figures / f"{name}.{form}").read_bytes().startswith(start)
 
 
 # ---------------------------------------------------------------- notes
@@ -263,13 +261,8 @@ def test_every_note_holds_n_and_the_interval_or_why_there_is_none(drawn):
 
 
 def test_notes_of_one_experiment_claim_no_interval(tmp_path):
-    few = fake_results.write_study(tmp_path, **{**SMALL, "n_exp": 1, "levels": (2, 8)})
-    control, report = tables.load_control(few), tables.load_report(few)
-    parts = [
-        *plot_imit._figures(few, control, effects.control_table(control), plot_imit.KINDS, None, None),
-        *plot_pred._figures(few, report, report_effects.report_table(report), plot_pred.KINDS, None, None),
-    ]
-    assert [one.name for one in parts if "bootstrap" in note(one)] == []
+    parts = draw(fake_results.write_study(tmp_path, **{**SMALL, "n_exp": 1, "levels": (8,)}))
+    assert [name for name, one in parts.items() if "bootstrap" in note(one)] == []
 
 
 # ---------------------------------------------------------------- folder
@@ -314,7 +307,8 @@ def test_a_model_is_not_compared_with_itself_under_its_alias(tmp_path):
 
 @pytest.mark.parametrize("script", [plot_imit, plot_pred])
 def test_an_unknown_model_exits_with_2_and_one_line(script, store, tmp_path, quick, capsys):
-    assert run(script, store, "--figure", "models", "--models", "org/none", out=tmp_path) == 2
+    flags = ("--layer", "1", "--axes", "lr", "--figure", "models", "--models", "org/none")
+    assert run(script, store, *flags, out=tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --models org/none: there are no such runs") and error.count("\n") == 1
 
@@ -329,9 +323,9 @@ def test_sizes_and_depths_of_models_come_from_their_runs(store, drawn):
 
 @pytest.mark.parametrize("script", [plot_imit, plot_pred])
 def test_models_without_comparable_runs_are_left_out(script, tmp_path, quick):
-    one = fake_results.write_study(tmp_path / "a", axes=("lr", "pc1"), **SMALL)
+    one = fake_results.write_study(tmp_path / "a", **SMALL)
     fake_results.write_study(tmp_path / "a", axes=("lr",), model="b", **SMALL)
     assert run(script, one, "--axes", "pc1", "--figure", "models") == 0  # b has no pc1
     for name in ("c", "d"):
         eight = fake_results.write_study(tmp_path / "e", axes=("lr",), model=name, levels=(8,), **SMALL)
-    assert run(script, eight, "--all") == 0  # only binary runs are compared
+    assert run(script, eight, "--layer", "1", "--all") == 0  # only binary runs are compared

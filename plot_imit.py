@@ -108,7 +108,7 @@ def _figures(
     if "axes" in kinds and store.layers():
         yield from draw_axes.axes_figures(store)
     if "models" in kinds:
-        stores = draw_models.other_stores(store, models, "imit")
+        stores = draw_models.other_stores(store, models, "imit", axes)
         if len(stores) > 1:
             found = [draw_models.control_results(other, axes) for other in stores]
             yield from draw_models.control_figures(found, store.dataset)

@@ -84,7 +84,7 @@ def _figures(
 
     yield from draw_report.report_figures(store, data, rows, kinds)
     if "models" in kinds:
-        stores = draw_models.other_stores(store, models, "pred")
+        stores = draw_models.other_stores(store, models, "pred", axes)
         if len(stores) > 1:
             found = [draw_models.report_results(other, axes) for other in stores]
             yield from draw_models.report_figures(found, store.dataset)

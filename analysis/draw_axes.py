@@ -117,8 +117,8 @@ def _variance(store: Store, data: AxesData, where: str) -> Drawn:
     variance = {layer: data.variance[slot] for layer, slot in slots.items()}
     marked = {layer: data.shares[slot] for layer, slot in slots.items()}
     note = (
-        "On the sentences that fitted the axes. Lines: variance along other axes; the point is the PC with "
-        "as much variance as LR."
+        "One fit per layer, so no interval. On the sentences that fitted the axes. Lines: variance along "
+        "other axes; the point is the PC with as much variance as LR."
     )
     figure = figures_axes.plot_variance(variance, marked, f"Variance explained ({where})", note)
     rows = [

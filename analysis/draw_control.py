@@ -10,7 +10,6 @@ import numpy as np
 from analysis import effects, figures_control, figures_detail, moves
 from analysis.drawing import (
     BANDS,
-    BARS,
     Drawn,
     bars,
     curve,
@@ -179,10 +178,13 @@ class LayerFigures:
         others = count((row["others"] for row in rows), "other axis").replace("axiss", "axes")
         text = (
             f"|d on the target| / mean |d on lr and the PCs| ({others}), the target left out of the mean or "
-            f"included. 1: no precision. {n_text(self.rows)} {BARS}"
+            f"included. 1: no precision. {note(self.rows)}"
         )
         figure = figures_detail.plot_precision(panels, title, text)
-        caption = "Control precision: how much more the targeted axis moves than the others."
+        caption = (
+            "Control precision: how much more the targeted axis moves than the others. Where no axis moves, "
+            "it is a ratio of noise: read it together with the effects."
+        )
         return self._drawn("precision", "control_precision", caption, figure, numbers(rows, "precision"))
 
     def cosine(self) -> Drawn | None:

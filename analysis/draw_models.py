@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import effects, figures_models, report_effects, tables
-from analysis.draw_report import sources
-from analysis.drawing import BARS, Drawn, effect_curve, effect_numbers, n_text
-from analysis.figures import count
+from analysis.draw_report import SOURCES, sources
+from analysis.drawing import Drawn, effect_curve, effect_numbers, note, numbers
 from analysis.series import MODES
 from analysis.store import Store
 from utils import UserError
@@ -28,23 +27,27 @@ class ModelResults:
     rows: list[Row]
 
 
-def other_stores(store: Store, names: Sequence[str] | None, kind: str) -> list[Store]:
-    """Return the stores to compare: ``names``, or every model in the results folder with runs on the dataset.
+def other_stores(
+    store: Store, names: Sequence[str] | None, kind: str, axes: Sequence[str] | None
+) -> list[Store]:
+    """Return the stores to compare: ``names``, or every model in the results folder with such runs.
 
     ``store`` itself comes first.
 
     Raises:
-        UserError: a named model has no runs.
+        UserError: a named model has no runs of any of ``axes``.
     """
     if names is None:
         folders = sorted(path.parent for path in store.root.glob(f"*/{store.folder.name}/") if path.is_dir())
         others = [Store(store.root, folder.name, store.dataset) for folder in folders]
-        others = [other for other in others if other.folder != store.folder and other.units(kind)]
-        return [store, *others]
-    others = [Store(store.root, name, store.dataset) for name in names if name != store.model]
+        others = [other for other in others if other.folder != store.folder]
+        return [store, *(other for other in others if _with_runs(other, axes, kind))]
+    others = [Store(store.root, name, store.dataset) for name in names]
+    others = [other for other in others if other.folder != store.folder]
     for other in others:
-        if not other.units(kind):
-            raise UserError(f"--models {other.model}: there are no such runs in {other.folder}")
+        if not _with_runs(other, axes, kind):
+            what = f" of {', '.join(axes)}" if axes else ""
+            raise UserError(f"--models {other.model}: there are no runs{what} in {other.folder}")
     return [store, *others]
 
 
@@ -63,9 +66,9 @@ def report_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
     return _placed(store, data.meta, [r for r in report_effects.report_table(data) if r["levels"] == 2])
 
 
-def _with_runs(store: Store, axes: Sequence[str] | None, kind: str) -> list[str] | None:
+def _with_runs(store: Store, axes: Sequence[str] | None, kind: str) -> list[str]:
     have = {unit.axis for unit in store.units(kind)}
-    return None if axes is None else [axis for axis in axes if axis in have]
+    return sorted(have) if axes is None else [axis for axis in axes if axis in have]
 
 
 def _placed(store: Store, meta: Any, rows: list[Row]) -> ModelResults:
@@ -74,7 +77,10 @@ def _placed(store: Store, meta: Any, rows: list[Row]) -> ModelResults:
 
 
 def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
-    """Yield effect against depth, and at each model's best-placed layers against size."""
+    """Yield effect against depth, and at each model's middle-most layer against size."""
+    models = [model for model in models if model.rows]
+    if not models:
+        return
     axes = list(dict.fromkeys(row["axis"] for model in models for row in model.rows))
     modes = [mode for mode in MODES if any(row["mode"] == mode for m in models for row in m.rows)]
     every = [
@@ -91,7 +97,7 @@ def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Dr
                 name: effect_curve([r for r in chosen if r["model"] == name], "depth") for name in names
             }
     title = f"Control at the largest N against depth ({dataset})"
-    figure = figures_models.plot_depth(depth, title, f"{n_text(every)} {BARS}")
+    figure = figures_models.plot_depth(depth, title, note(every))
     caption = "The control effect of several models against the depth of the targeted layer."
     yield Drawn("models", "models_depth", GROUP, caption, figure, effect_numbers(every))
     middle = [row for row in every if row["layer"] == _middle_layer(every, row)]
@@ -103,8 +109,8 @@ def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Dr
         for mode in modes
     }
     title = f"Control at the largest N against model size ({dataset})"
-    note = f"The layer nearest to the middle that has runs of the axis. {n_text(middle)} {BARS}"
-    figure = figures_models.plot_size(size, title, note)
+    text = f"The layer nearest to the middle that has runs of the axis. {note(middle)}"
+    figure = figures_models.plot_size(size, title, text)
     caption = "The control effect against the number of parameters; the line is a fitted power law."
     yield Drawn("models", "models_size", GROUP, caption, figure, effect_numbers(middle))
 
@@ -119,6 +125,9 @@ def _middle_layer(every: Sequence[Row], row: Row) -> int:
 
 def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
     """Yield the ideal observer and the model's report, per axis and model."""
+    models = [model for model in models if model.rows]
+    if not models:
+        return
     panels, found = {}, []
     for model in models:
         for layer in sorted({row["layer"] for row in model.rows}):
@@ -126,20 +135,14 @@ def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Dra
             panels[f"{model.name}, layer {layer}"] = sources(here)
             found += [{"model": model.name, **row} for row in here]
     title = f"Report and ideal observer of several models ({dataset})"
-    n = count((row["experiments"] for row in found), "experiment")
-    note = f"Accuracy over the later half of the examples. {n}. {BARS}"
-    figure = figures_models.plot_observers(panels, title, note)
+    text = f"Accuracy over the later half of the examples. {note(found)}"
+    figure = figures_models.plot_observers(panels, title, text)
     caption = "Report accuracy beside that of the ideal observer and the other baselines, per axis and model."
     rows = [
-        {
-            "model": r["model"],
-            "axis": r["axis"],
-            "layer": r["layer"],
-            "metric": f"late_{name}",
-            "value": r[name],
-        }
-        for r in found
-        for name in ("accuracy", "accuracy_own", "accuracy_embedding", "accuracy_words", "majority")
-        if name in r
+        row
+        for name in SOURCES
+        for row in numbers(
+            [r for r in found if name in r], f"late_{name}", name, (f"{name}_low", f"{name}_high")
+        )
     ]
     yield Drawn("models", "models_observers", GROUP, caption, figure, rows)

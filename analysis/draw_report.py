@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import figures_levels, figures_models, figures_report, report_effects
-from analysis.drawing import BARS, Drawn, curve_numbers, numbers
+from analysis import drawing, figures_levels, figures_models, figures_report, report_effects
+from analysis.drawing import Drawn, curve_numbers, numbers
 from analysis.figures import Curve, count
 from analysis.report_effects import OBSERVERS
 from analysis.series import ReportSeries
@@ -33,8 +33,9 @@ def report_figures(
     """Yield the figures of ``kinds`` that the data allow; ``rows`` are those of report_table."""
     for levels in sorted({s.levels for s in data.series}):
         chosen = [s for s in data.series if s.levels == levels]
-        here = _LevelFigures(store, chosen, levels, [r for r in rows if r["levels"] == levels])
-        yield from (drawn for drawn in here.draw(kinds) if drawn.kind in kinds)
+        yield from _LevelFigures(store, chosen, levels, [r for r in rows if r["levels"] == levels]).draw(
+            kinds
+        )
 
 
 class _LevelFigures:
@@ -52,21 +53,41 @@ class _LevelFigures:
         self.note = note(series)
 
     def draw(self, kinds: Sequence[str]) -> Iterator[Drawn]:
-        """Yield at least the figures of ``kinds``."""
-        for layer in self.layers:
-            here = {axis: found for (axis, at), found in self.curves.items() if at == layer}
-            yield self._report(here, f"report_layer{layer}{self.end}", self._group(layer), layer=layer)
-        if len(self.layers) > 1:
+        """Yield the figures of ``kinds``."""
+        several = len(self.layers) > 1
+        if "report" in kinds:
+            yield from (self._report_of(layer) for layer in self.layers)
+        if "layers" in kinds and several:
             yield self._by_layer()
-            if "mean" in kinds:  # its curves are not at hand yet
-                yield self._mean()
-        yield self._observers()
-        if self.levels > 2:
-            for layer in self.layers:
-                yield from self._levels([s for s in self.series if s.layer == layer], layer)
+        if "mean" in kinds and several:
+            yield self._mean()
+        if "observers" in kinds:
+            yield self._observers()
+        for kind, draw in LEVEL_KINDS.items():
+            if kind in kinds and self.levels > 2:
+                yield from (draw(self, [s for s in self.series if s.layer == at], at) for at in self.layers)
 
     def _group(self, layer: int) -> str:
         return f"layer {layer}{self.scale}"
+
+    def _at(self, layer: int) -> dict[str, Curves]:
+        return {axis: found for (axis, at), found in self.curves.items() if at == layer}
+
+    def _numbers(self, found: Mapping[str, Curves], **about: Any) -> list[Row]:
+        return [
+            row
+            for axis, curves in found.items()
+            for metric in curves
+            if metric != "shown"
+            for row in curve_numbers(
+                Curve(curves["shown"], *curves[metric]), metric, "n", axis=axis, levels=self.levels, **about
+            )
+        ]
+
+    def _report_of(self, layer: int) -> Drawn:
+        return self._report(
+            self._at(layer), f"report_layer{layer}{self.end}", self._group(layer), layer=layer
+        )
 
     def _report(self, found: Mapping[str, Curves], name: str, group: str, **about: Any) -> Drawn:
         accuracy, entropy = (_lines(found, metric) for metric in ("accuracy", "cross_entropy"))
@@ -76,26 +97,18 @@ class _LevelFigures:
             "Report. The model predicts the side of the threshold that its own activation gives each "
             "sentence, after the examples before it, against baselines that see the same examples."
         )
-        rows = [
-            row
-            for axis, curves in found.items()
-            for metric in curves
-            if metric != "shown"
-            for row in curve_numbers(
-                Curve(curves["shown"], *curves[metric]), metric, "n", axis=axis, levels=self.levels, **about
-            )
-        ]
-        return Drawn("report", name, group, caption, figure, rows)
+        return Drawn("report", name, group, caption, figure, self._numbers(found, **about))
 
     def _by_layer(self) -> Drawn:
-        panels = {}
+        panels, rows = {}, []
         for layer in self.layers:
-            found = {axis: curves for (axis, at), curves in self.curves.items() if at == layer}
+            found = self._at(layer)
+            rows += self._numbers(found, layer=layer)
             panels[layer] = (_lines(found, "accuracy"), _lines(found, "cross_entropy"), *baselines(found))
         title = f"Reporting the model's own scores, by layer ({self.where}{self.scale})"
         figure = figures_report.plot_report_layers(panels, title, self.note)
         caption = "Report at every layer that was run; all panels of a row share their scale."
-        return Drawn("layers", f"report_by_layer{self.end}", "all layers", caption, figure)
+        return Drawn("layers", f"report_by_layer{self.end}", "all layers", caption, figure, rows)
 
     def _mean(self) -> Drawn:
         by_axis: dict[str, list[ReportSeries]] = {}
@@ -107,8 +120,7 @@ class _LevelFigures:
 
     def _observers(self) -> Drawn:
         title = f"The model and observers of the same examples ({self.where}{self.scale})"
-        n = count((r["experiments"] for r in self.rows), "experiment")
-        text = f"Accuracy over the later half of the examples. {n}. {BARS}"
+        text = f"Accuracy over the later half of the examples. {drawing.note(self.rows)}"
         panels = {
             f"layer {layer}": sources([r for r in self.rows if r["layer"] == layer]) for layer in self.layers
         }
@@ -129,14 +141,13 @@ class _LevelFigures:
         )
         return Drawn("observers", f"report_observers{self.end}", "all layers", caption, figure, found)
 
-    def _levels(self, here: Sequence[ReportSeries], layer: int) -> Iterator[Drawn]:
-        group, end = self._group(layer), f"layer{layer}{self.end}"
+    def exact(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
+        """What more than two levels add, against the number of examples."""
         about = {"layer": layer, "levels": self.levels}
-        where = f"{self.where}, layer {layer}"
         found = {s.axis: report_effects.level_curves(s) for s in here}
         names = {"exact": "accuracy", "cross_entropy": "cross_entropy", "correlation": "spearman"}
         panels = {new: _lines(found, old) for old, new in names.items()}
-        title = f"Reporting levels ({where})"
+        title = f"Reporting levels ({self.where}, {self._group(layer)})"
         rows = [
             row
             for metric, lines in panels.items()
@@ -145,10 +156,17 @@ class _LevelFigures:
         ]
         figure = figures_levels.plot_level_report(panels, self.levels, title, note(here))
         caption = "Report of exact levels: share right, cross-entropy over all digits, rank correlation."
-        yield Drawn("levels", f"report_levels_{end}", group, caption, figure, rows)
+        name = f"report_levels_layer{layer}{self.end}"
+        return Drawn("levels", name, self._group(layer), caption, figure, rows)
+
+    def confusion(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
+        """Digits by true level."""
+        about = {"layer": layer, "levels": self.levels}
         tables = {s.axis: report_effects.confusion(s) for s in here}
-        text = f"Later half of the examples. {count((len(s.exps) for s in here), 'experiment')}."
-        figure = figures_levels.plot_confusion(tables, f"Digits by true level ({where})", text)
+        n = count((len(s.exps) for s in here), "experiment")
+        text = f"Means over the later half of the examples, no interval. {n}."
+        title = f"Digits by true level ({self.where}, {self._group(layer)})"
+        figure = figures_levels.plot_confusion(tables, title, text)
         rows = [
             {
                 **about,
@@ -161,15 +179,19 @@ class _LevelFigures:
             for (a, b), p in np.ndenumerate(table)
         ]
         caption = "Mean probability of each digit by true level: a diagonal where the model reports levels."
-        yield Drawn("confusion", f"report_confusion_{end}", group, caption, figure, rows)
-        yield self._scores(here, layer, group, end)
+        name = f"report_confusion_layer{layer}{self.end}"
+        return Drawn("confusion", name, self._group(layer), caption, figure, rows)
 
-    def _scores(self, here: Sequence[ReportSeries], layer: int, group: str, end: str) -> Drawn:
+    def scores(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
+        """How scores become levels."""
         parts = {s.axis: [s.scores[s.labels == a] for a in range(self.levels)] for s in here}
         half = self.levels // 2
         middle = {axis: _between(by[:half], by[half:]) for axis, by in parts.items()}
-        title = f"True scores by level ({self.where}, layer {layer})"
-        text = "Quantiles of the fitting sentences, cut separately on both sides of the threshold (dashed)."
+        title = f"True scores by level ({self.where}, {self._group(layer)})"
+        text = (
+            "Quantiles of the fitting sentences, cut separately on both sides of the threshold (dashed). "
+            "Every point is a sentence, so no interval; at the right n: their number."
+        )
         figure = figures_levels.plot_level_scores(
             {axis: [np.unique(level) for level in by] for axis, by in parts.items()}, middle, title, text
         )
@@ -182,7 +204,16 @@ class _LevelFigures:
             for a, level in enumerate(by)
         ]  # fmt: skip
         caption = "How scores become levels."
-        return Drawn("level_scores", f"report_level_scores_{end}", group, caption, figure, rows)
+        name = f"report_level_scores_layer{layer}{self.end}"
+        return Drawn("level_scores", name, self._group(layer), caption, figure, rows)
+
+
+LEVEL_KINDS = {
+    "levels": _LevelFigures.exact,
+    "confusion": _LevelFigures.confusion,
+    "level_scores": _LevelFigures.scores,
+}
+"""Figures of one layer that more than two levels add."""
 
 
 def sources(rows: Sequence[Row]) -> dict[str, tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:

@@ -70,12 +70,20 @@ def write_drawn(
         folder: where to.
         formats: png, pdf, svg.
         about: ``stage`` (control or report), ``model`` and ``dataset`` of every number.
+
+    Raises:
+        UserError: there is nothing to draw.
     """
     written, numbers = [], []
     for one in drawn:
         paths = tuple(write_figure(one.figure, folder, one.name, formats))
         written.append(Written(one.kind, one.name, one.group, one.caption, paths))
         numbers += [{**about, "figure": one.name, **row} for row in one.numbers]
+    if not written:
+        raise UserError(
+            f"the {about['stage']} results of {about['model']} on {about['dataset']} allow none of the "
+            "figures asked for: layers needs runs of several layers, models those of several models"
+        )
     write_summary(folder / SUMMARY, about["stage"], numbers)
     return written
 

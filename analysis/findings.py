@@ -36,7 +36,7 @@ def control_sentence(row: Row, tests: int) -> str:
     """Return one effect in words."""
     what = "writing (active)" if row["mode"] == "active" else "reading a given sentence (inactive)"
     start = (
-        f"Control of {row['axis']} at layer {row['layer']} by {what}, N = {row['n']}: d = "
+        f"Control of {row['axis']} at {_place(row)} by {what}, N = {row['n']}: d = "
         f"{interval(row, 'd')}, {row['experiments']} experiments"
     )
     side = _side(row, "d")
@@ -52,13 +52,13 @@ def _control_summary(mode: str, rows: Sequence[Row]) -> str:
     up = [row for row in rows if _side(row, "d") == 1 and row["q"] < ALPHA]
     down = [row for row in rows if _side(row, "d") == -1 and row["q"] < ALPHA]
     text = (
-        f"Control, {mode}, at the largest N: of {len(rows)} pairs of axis and layer, {len(up)} moved in the "
+        f"Control, {mode}, at the largest N: of {len(rows)} {_cases(rows)}, {len(up)} moved in the "
         f"wanted direction and {len(down)} against it (95 % interval without 0, and q < {ALPHA}); for the "
         "others there is no detectable effect after correction."
     )
     if up:
         top = max(up, key=lambda row: row["d"])
-        text += f" The largest: {top['axis']} at layer {top['layer']}, d = {interval(top, 'd')}."
+        text += f" The largest: {top['axis']} at {_place(top)}, d = {interval(top, 'd')}."
     return text
 
 
@@ -68,14 +68,14 @@ def report_findings(rows: Sequence[Row]) -> list[str]:
         return [report_sentence(row, len(rows)) for row in rows] + _few(rows)
     good = [row for row in rows if _side(row, "gain") == 1 and row["q"] < ALPHA]
     text = (
-        f"Report: for {len(good)} of {len(rows)} pairs of axis and layer the predictions beat the majority "
+        f"Report: for {len(good)} of {len(rows)} {_cases(rows)} the predictions beat the majority "
         f"baseline (95 % interval of the gain above 0, and q < {ALPHA})."
     )
     if good:
         top = max(good, key=lambda row: row["gain"])
         text += (
-            f" The largest gain: {top['axis']} at layer {top['layer']}, accuracy "
-            f"{interval(top, 'accuracy')} against {top['majority']:.2f}."
+            f" The largest gain: {top['axis']} at {_place(top)}, accuracy "
+            f"{interval(top, 'accuracy')} against {top['majority']:.2f}{_observed(top)}."
         )
     return [text, *_few(rows)]
 
@@ -83,9 +83,9 @@ def report_findings(rows: Sequence[Row]) -> list[str]:
 def report_sentence(row: Row, tests: int) -> str:
     """Return one report result in words."""
     start = (
-        f"Report of {row['axis']} at layer {row['layer']}, {row['n_from']} to {row['n_to']} examples shown: "
-        f"accuracy {interval(row, 'accuracy')} against {row['majority']:.2f} for the majority baseline, "
-        f"{row['experiments']} experiments"
+        f"Report of {row['axis']} at {_place(row)}, {row['n_from']} to {row['n_to']} examples shown: "
+        f"accuracy {interval(row, 'accuracy')} against {row['majority']:.2f} for the majority baseline"
+        f"{_observed(row)}, {row['experiments']} experiments"
     )
     side = _side(row, "gain")
     if side is None:
@@ -96,13 +96,30 @@ def report_sentence(row: Row, tests: int) -> str:
 
 
 def _largest(rows: Iterable[Row]) -> list[Row]:
-    """Return each (axis, layer)'s row at its largest N."""
-    last: dict[tuple[str, int], Row] = {}
+    """Return the row at the largest N of each axis, layer and number of levels."""
+    last: dict[tuple[str, int, int], Row] = {}
     for row in rows:
-        key = (row["axis"], row["layer"])
+        key = (row["axis"], row["layer"], row["levels"])
         if key not in last or row["n"] > last[key]["n"]:
             last[key] = row
     return list(last.values())
+
+
+def _place(row: Row) -> str:
+    return f"layer {row['layer']}" + ("" if row["levels"] == 2 else f" ({row['levels']} levels)")
+
+
+def _cases(rows: Sequence[Row]) -> str:
+    several = len({row["levels"] for row in rows}) > 1
+    return "combinations of axis, layer and levels" if several else "pairs of axis and layer"
+
+
+def _observed(row: Row) -> str:
+    """Return what logistic regressions reach that see the same examples, if the row has it."""
+    names = {"accuracy_own": "the layer's activations", "accuracy_embedding": "input embeddings"}
+    names["accuracy_words"] = "words alone"
+    known = [f"{row[key]:.2f} from {what}" for key, what in names.items() if key in row]
+    return f" (a regression on the same examples: {', '.join(known)})" if known else ""
 
 
 def _side(row: Row, name: str) -> int | None:
@@ -131,7 +148,7 @@ def _few(rows: Sequence[Row]) -> list[str]:
 def _zero_shot(rows: Sequence[Row]) -> list[str]:
     odd = [row for row in rows if row["n"] == 0 and _side(row, "d") in (1, -1) and row["q"] < ALPHA]
     return [
-        f"Beware: {row['axis']} at layer {row['layer']} ({row['mode']}) has an effect at N = 0, where "
+        f"Beware: {row['axis']} at {_place(row)} ({row['mode']}) has an effect at N = 0, where "
         f"nothing was shown yet: d = {interval(row, 'd')}. Compare larger N with that, not with 0."
         for row in odd
     ]

@@ -69,9 +69,12 @@ def _overviews(
 
 
 def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return [{key: str(entry[key]) for key in ("stage", "name", "group", "caption")} for entry in listed]
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is not readable: remove it and draw the figures again") from None
 
 

@@ -45,8 +45,9 @@ def add_plot_flags(parser: argparse.ArgumentParser, kinds: Sequence[str], main: 
 
 
 def chosen_kinds(args: argparse.Namespace, kinds: Sequence[str], main: Sequence[str]) -> Sequence[str]:
-    """Return the kinds of figures that ``--figure`` and ``--all`` ask for."""
-    return kinds if args.all else args.figure or main
+    """Return the kinds of figures that ``--figure`` and ``--all`` ask for; ``--models`` implies its kind."""
+    chosen = kinds if args.all else args.figure or main
+    return chosen if args.models is None else list(dict.fromkeys([*chosen, "models"]))
 
 
 def resolve_layers(store: Store, spec: str, kind: str) -> list[int] | None:

@@ -153,7 +153,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def confusion(series: ReportSeries) -> np.ndarray:
     """Return (A, A): mean probability of each digit (columns) per true level (rows), later half.
 
-    The mean is over the predictions of an experiment first, then over experiments; NaN rows do not occur.
+    The mean is over the predictions of an experiment first, then over experiments; NaN: no such level there.
     """
     n = series.labels.shape[1]
     chances = np.exp(log_softmax(series.logits[:, :, n // 2 :].astype(np.float64), axis=-1)).mean(axis=1)

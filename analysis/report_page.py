@@ -71,8 +71,15 @@ def _environment() -> Any:
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(interval=interval, show=show, p=show_p)
+    environment.filters.update(interval=interval, show=show, p=show_p, observer=_observer)
     return environment
+
+
+def _observer(row: Row, name: str) -> str:
+    """Return an observer's accuracy and its agreement with the model, a dash where there is none."""
+    if f"accuracy_{name}" not in row:
+        return "-"
+    return f"{interval(row, f'accuracy_{name}')}, κ {show(row[f'kappa_{name}'])}"
 
 
 def _inline(figures: Iterable[Written]) -> list[dict[str, str]]:

@@ -165,24 +165,24 @@ def direct_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: 
         )  # fmt: skip
 
 
-def key_below_title(fig: Figure, ax: Axes) -> None:
-    """Put the key of ``ax`` in one line under the figure's title."""
-    handles, labels = ax.get_legend_handles_labels()
-    fig.suptitle(f"{fig.get_suptitle()}\n", x=0.01, ha="left", fontweight="bold")  # room for one more line
-    lines = fig.get_suptitle().count("\n")
-    line = 1 - (0.05 + 0.15 * lines) / fig.get_figheight()
-    key = fig.legend(
-        handles,
-        labels,
-        loc="upper left",
-        bbox_to_anchor=(0.0, line),
-        ncols=len(labels),
-        borderaxespad=0.2,
-        handlelength=1.4,
-        columnspacing=1.0,
-        handletextpad=0.5,
-    )
-    key.set_in_layout(False)
+def key_below_title(fig: Figure, ax: Axes | None = None) -> None:
+    """Put one key of ``ax``, or of all axes, under the figure's title, in as many rows as it needs."""
+    entries: dict[str, Any] = {}
+    for one in fig.axes if ax is None else [ax]:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    line = 1 - (0.2 + 0.15 * fig.get_suptitle().count("\n")) / fig.get_figheight()
+    for columns in range(len(entries), 0, -1):
+        key = fig.legend(
+            entries.values(), entries.keys(), loc="upper left", bbox_to_anchor=(0.0, line), ncols=columns,
+            borderaxespad=0.2, handlelength=1.4, columnspacing=1.0, handletextpad=0.5,
+        )  # fmt: skip
+        key.set_in_layout(False)
+        if key.get_window_extent().width <= fig.bbox.width or columns == 1:
+            break
+        key.remove()
+    room = "\n" * -(-len(entries) // columns)  # a line of the title is as high as a row of the key
+    fig.suptitle(f"{fig.get_suptitle()}{room}", x=0.01, ha="left", fontweight="bold")
 
 
 def last_point(curve: Curve) -> tuple[float, float]:

@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.figures import GREY, HIGH, LOW, Curve, band_line, canvas, shots_axis, styled
-from analysis.figures_models import key_in_rows
+from analysis.figures import GREY, HIGH, LOW, Curve, band_line, canvas, key_below_title, shots_axis, styled
 
 METRICS = {
     "accuracy": "exact level right",
@@ -101,7 +100,7 @@ def plot_level_report(
         shots_axis(ax, [0, *(4**k for k in range(8) if 4**k <= longest)])
         ax.set_title(name)
         ax.set_xlabel("examples already shown")
-    key_in_rows(fig)
+    key_below_title(fig)
     return fig
 
 

@@ -14,7 +14,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.stats import linregress, t
 
-from analysis.figures import GREY, MARKERS, OKABE_ITO, Curve, canvas, colour, error_line, styled
+from analysis.figures import (
+    GREY,
+    MARKERS,
+    OKABE_ITO,
+    Curve,
+    canvas,
+    colour,
+    error_line,
+    key_below_title,
+    styled,
+)
 from analysis.figures_control import EFFECT, MODE_TITLES
 from utils import UserError
 
@@ -27,26 +37,6 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
     parts = {model: model.rstrip("/").rsplit("/", 1)[-1] for model in models}
     times = Counter(parts.values())
     return {model: part if times[part] == 1 else model for model, part in parts.items()}
-
-
-def key_in_rows(fig: Figure) -> None:
-    """Put one key for all panels under the figure's title, in as many rows as its entries need."""
-    entries = {}
-    for ax in fig.axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    line = 1 - (0.2 + 0.15 * fig.get_suptitle().count("\n")) / fig.get_figheight()
-    for columns in range(len(entries), 0, -1):
-        key = fig.legend(
-            entries.values(), entries.keys(), loc="upper left", bbox_to_anchor=(0.0, line), ncols=columns,
-            borderaxespad=0.2, handlelength=1.4, columnspacing=1.0, handletextpad=0.5,
-        )  # fmt: skip
-        key.set_in_layout(False)
-        if key.get_window_extent().width <= fig.bbox.width or columns == 1:
-            break
-        key.remove()
-    room = "\n" * -(-len(entries) // columns)  # a line of the title is as high as a row of the key
-    fig.suptitle(f"{fig.get_suptitle()}{room}", x=0.01, ha="left", fontweight="bold")
 
 
 # ---------------------------------------------------------------- effect by depth
@@ -78,7 +68,7 @@ def plot_depth(panels: Mapping[tuple[str, str], Mapping[str, Curve]], title: str
         ax.set_xlabel("depth (0: first layer, 1: last)")
     fig.supylabel(EFFECT, fontsize=8)
     fig.align_ylabels(grid[:, 0])
-    key_in_rows(fig)
+    key_below_title(fig)
     return fig
 
 
@@ -278,7 +268,7 @@ def plot_observers(panels: Mapping[str, Mapping[str, Dots]], title: str, note: s
         if len(panels) - columns <= i < len(panels):
             ax.set_xlabel("accuracy")
             ax.tick_params(labelbottom=True)
-    key_in_rows(fig)
+    key_below_title(fig)
     return fig
 
 

@@ -19,6 +19,7 @@ from analysis.drawing import (
     note,
     numbers,
 )
+from analysis.ensemble import ENSEMBLE
 from analysis.figures import Curve, count
 from analysis.series import MODES, ControlSeries
 from analysis.store import Store
@@ -143,11 +144,14 @@ class LayerFigures:
         caption = "Scores of the original sentences against those that were reached at the largest N."
         return self._drawn("density", "control_density", caption, figure, rows)
 
-    def accumulation(self) -> Drawn:
-        """The target layer's axis at every layer."""
+    def accumulation(self) -> Drawn | None:
+        """The target layer's axis at every layer; None if no axis has a direction (lr_ensemble)."""
+        directed = [s for s in self.series if s.axis != ENSEMBLE]
+        if not directed:
+            return None
         rows = [
             {"axis": s.axis, "mode": mode, "n": int(s.shots[-1]), "variant": row["want"], **row}
-            for s in self.series
+            for s in directed
             for mode in s.modes
             for row in moves.accumulation_rows(s, mode)
         ]
@@ -155,7 +159,7 @@ class LayerFigures:
             s.axis: {
                 mode: tuple(_wanted(rows, s.axis, mode, want) for want in ("high", "low")) for mode in s.modes
             }
-            for s in self.series
+            for s in directed
         }
         title = f"The target layer's axis read at every layer, N = {self.largest} ({self.where})"
         figure = figures_detail.plot_accumulation(panels, self.layer, title, note(rows, BANDS))

@@ -117,3 +117,15 @@ def test_help_is_instant_and_nothing_loads_torch(script):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--format" in done.stdout and "results/<model>" in done.stdout
+
+
+def test_the_ensemble_has_no_direction_that_other_layers_could_be_read_along(tmp_path):
+    small = {"layers": (0,), "n_layers": 2, "n_exp": 2, "shots": (0, 4), "report_n": 8}
+    both = fake_results.write_study(tmp_path / "a", axes=("lr", "lr_ensemble"), **small)
+    (drawn,) = plot_imit.make_figures(both, kinds=["accumulation"])
+    assert drawn.name == "control_accumulation_layer0"
+    with (both.figures / "summary.csv").open() as handle:
+        assert {row["axis"] for row in csv.DictReader(handle)} == {"lr"}
+    alone = fake_results.write_study(tmp_path / "b", axes=("lr_ensemble",), **small)
+    with pytest.raises(UserError, match="allow none of the figures asked for"):
+        plot_imit.make_figures(alone, kinds=["accumulation"])

@@ -57,7 +57,7 @@ def write_axes(
             "accuracy": {"lr": (1.0, 0.55 + 0.3 * depth), "meandiff": (0.8, 0.52 + 0.25 * depth)},
             "scores": rng.normal(size=(N_SENTENCES, len(names))).astype(np.float32),
         }
-        results.write(store.axes(layer), record, {"layer": layer, "seed": 42})
+        results.write(store.axes(layer), record, {"layer": layer, "seed": 42, "threshold": "median"})
 
 
 def _first(hidden: int) -> np.ndarray:

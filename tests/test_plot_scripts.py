@@ -126,6 +126,6 @@ def test_the_ensemble_has_no_direction_that_other_layers_could_be_read_along(tmp
     assert drawn.name == "control_accumulation_layer0"
     with (both.figures / "summary.csv").open() as handle:
         assert {row["axis"] for row in csv.DictReader(handle)} == {"lr"}
-    alone = fake_results.write_study(tmp_path / "b", axes=("lr_ensemble",), **small)
+    alone = fake_results.write_study(tmp_path / "b", axes=("lr_ensemble",), extra=("lr",), **small)
     with pytest.raises(UserError, match="allow none of the figures asked for"):
         plot_imit.make_figures(alone, kinds=["accumulation"])

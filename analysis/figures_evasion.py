@@ -197,7 +197,7 @@ def _written_note(rows: Sequence[Row]) -> str:
     first = _pick(rows, "detected", "written low")[0]
     return (
         f"{count([first['experiments']], 'experiment')}, {first['positives']} sentences for each request, "
-        f"{first['empty']} empty replies left out. Bars: 95 % bootstrap interval over experiments."
+        f"empty replies left out: {first['empty']}. Bars: 95 % bootstrap interval over experiments."
     )
 
 
@@ -232,12 +232,17 @@ def evasion_tables(rows: Sequence[Row]) -> str:
     )
     parts.append(_changes("written: high - low", names, _pick(rows, "detected", *sides)))
     smallest = 2 / 2 ** _pick(rows, "auroc", "evasion")[0]["experiments"]
-    return "\n\n".join([*parts, f"Smallest p that so many experiments allow: {show_p(smallest)}."])
+    parts.append(
+        f"Smallest p that so many experiments allow: {show_p(smallest)}. Intervals of fewer than about 12 "
+        "experiments are too narrow: judge by p and q."
+    )
+    return "\n\n".join(parts)
 
 
 def _levels(title: str, names: Sequence[str], columns: Iterable[Sequence[Row]], header: Sequence[str]) -> str:
     cells = [[_interval(row) for row in column] for column in columns]
-    return text_table([title, *header], [list(line) for line in zip(names, *cells, strict=True)])
+    lines = [list(line) for line in zip(names, *cells, strict=True)]
+    return f"{title}\n{text_table(['probe', *header], lines)}"
 
 
 def _changes(title: str, names: Sequence[str], rows: Sequence[Row]) -> str:
@@ -245,7 +250,7 @@ def _changes(title: str, names: Sequence[str], rows: Sequence[Row]) -> str:
         [name, _interval(row), show_p(row["p"]), show_p(row["q"]), _verdict(row)]
         for name, row in zip(names, rows, strict=True)
     ]
-    return text_table([title, "difference", "p", "q", ""], lines)
+    return f"{title}\n{text_table(['probe', 'difference', 'p', 'q', ''], lines)}"
 
 
 def _verdict(row: Row) -> str:
@@ -255,7 +260,8 @@ def _verdict(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    return interval({"v": row["value"], "v_low": row["low"], "v_high": row["high"]}, "v")
+    rounded = {key: round(row[key], 3) + 0.0 for key in ("value", "low", "high")}  # + 0.0: -0.0 becomes 0.0
+    return interval({"v": rounded["value"], "v_low": rounded["low"], "v_high": rounded["high"]}, "v", 3)
 
 
 def _at(fpr: float) -> str:

@@ -6,6 +6,7 @@ Writes  results/<model>/<dataset>/: all caches, figures/index.html with every fi
 Try     python neurofeedback.py                       the embedded model, sized for two CPU cores
         python neurofeedback.py --model llama3_8b     the paper's sizes, on a GPU
         python neurofeedback.py --config sweep.yml --dry_run
+        python neurofeedback.py --loop 6 --axes lr    only the closed loop: the model sees its scores
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from analysis.cli import (
     setup_logging,
     store_from,
 )
+from analysis.loop_sizes import Loop, add_loop_flags, loop_from
 from analysis.store import Store, provenance
 from configs.settings import Settings, as_plain
 
@@ -50,6 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--n_experiments", type=positive, default=argparse.SUPPRESS, help="default: of the config"
     )
     add_levels_flag(parser)
+    add_loop_flags(parser)
     parser.set_defaults(model=None, dataset=None)  # models and datasets of the config may take their place
     return parser.parse_args(argv)
 
@@ -89,6 +92,18 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     log.info("control: %d new, %d kept", done, kept)
 
 
+def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> str:
+    """Run the closed loop alone, after the preparation that it needs; return its tables as text."""
+    from analysis.draw_loop import loop_study
+    from data.load import read_dataset
+    from utils import load_model
+
+    read_dataset(store.dataset)
+    options = run_options(args)
+    loading = {name: options.pop(name) for name in ("device", "dtype", "attn_implementation")}
+    return loop_study(load_model(store.model, **loading), settings, store, loop, **options)
+
+
 def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
     """Return what the study would do, as lines for the terminal."""
     from analysis.dry_run import dry_run
@@ -123,8 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(args.log_level)
     start = time.perf_counter()
+    loop = loop_from(args)
     for settings, store in studies(args):
         log.info("%s on %s", store.model, store.dataset)
+        if loop is not None:
+            print(run_closed_loop(args, settings, store, loop))
+            continue
         if args.dry_run:
             print(plan(args, settings, store))
             continue

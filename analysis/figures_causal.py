@@ -24,11 +24,12 @@ from analysis.figures import (
 
 PANELS = {
     "accuracy": ("accuracy", 0.5),
+    "pairs": ("pairs that move to\nthe right label", 0.5),
     "code": ("label learned from\nthe examples (d_z)", 0.0),
     "pull": ("label favoured by\nthe push itself (d_z)", 0.0),
 }
 """Result -> label of its panel, and where its chance line stands."""
-DASHES = {"labels as they are": (0, (4, 2)), "labels flipped": (0, (1, 1.5))}
+DASHES = {"labels as is": (0, (4, 2)), "labels flipped": (0, (1, 1.5))}
 """Digit assignment -> how its line is dashed."""
 
 
@@ -46,13 +47,14 @@ class Points:
 
 @styled
 def plot_arms(arms: Sequence[str], results: Mapping[str, Points], title: str, note: str) -> Figure:
-    """Draw the arms below each other: accuracy, and how far the logits follow the code and the push.
+    """Draw the arms below each other: shares of right answers, and effects of the code and of the push.
 
     Args:
         arms: A names, the first one on top and in colour.
         results: one per entry of PANELS.
     """
     fig, (axes,) = canvas(1, len(PANELS), 1.3 + 0.28 * len(arms), title, note, sharey=True)
+    fig.get_layout_engine().set(w_pad=0.08)  # else the last tick of a panel touches the next one's first
     rows = np.arange(len(arms))
     hues = np.array([HIGH, *[LOW] * (len(arms) - 1)])
     for ax, (name, (label, chance)) in zip(axes, PANELS.items(), strict=True):
@@ -61,18 +63,15 @@ def plot_arms(arms: Sequence[str], results: Mapping[str, Points], title: str, no
         ax.hlines(rows, points.low, points.high, color=hues, linewidth=1.2)
         ax.scatter(points.value[known], rows[known], color=hues[known], s=18, zorder=3)
         low, high = ax.get_xlim()
-        if name == "accuracy":
+        if chance == 0.5:
             low, high = min(low, 0.4), max(high, 0.6)
         ax.set_xlim(low, high)
+        right = chance < (low + high) / 2  # the side of the chance line with more room
         for row in rows[~known]:
             ax.annotate(
-                "no variance",
-                (chance, row),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=6,
-                color=GREY,
-            )
+                "no variance", (chance, row), xytext=(3 if right else -3, 0), textcoords="offset points",
+                ha="left" if right else "right", va="center", fontsize=6, color=GREY,
+            )  # fmt: skip
         ax.set_xlabel(label)
     axes[0].set_yticks(rows, arms)
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
@@ -107,18 +106,19 @@ def plot_steering(
     direct_labels(left, ends)
     right.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     for name, values in by_flip.items():
-        right.plot(reported.x, values, color=LOW, linewidth=0.8, linestyle=DASHES[name], label=name)
-    _line(right, reported, HIGH, "o", label="mean of both")
+        right.plot(reported.x, values, color=LOW, linewidth=0.8, linestyle=DASHES[name])
+    _line(right, reported, HIGH, "o")
     low, high = right.get_ylim()
     right.set_ylim(max(0.0, min(low, 0.4)), min(1.0, max(high, 0.6)))
     right.set_ylabel("P(upper label)")
-    right.legend(loc="best")
+    ends = [(reported.x[-1], values[-1], name, LOW) for name, values in by_flip.items()]
+    direct_labels(right, [*ends, (*last_point(reported), "mean of both", HIGH)])
     for ax in (left, right):
         ax.set_xlabel("push while the sentence is read (std)")
         ax.set_xticks(reported.x)
     return fig
 
 
-def _line(ax: Axes, curve: Curve, hue: str, marker: str, label: str | None = None) -> None:
-    ax.plot(curve.x, curve.y, color=hue, marker=marker, label=label)
+def _line(ax: Axes, curve: Curve, hue: str, marker: str) -> None:
+    ax.plot(curve.x, curve.y, color=hue, marker=marker)
     ax.fill_between(curve.x, curve.low, curve.high, color=hue, alpha=0.15, linewidth=0)

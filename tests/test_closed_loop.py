@@ -1,0 +1,393 @@
+"""A closed loop shows what it says it shows, forwards each token once, and finds a drift that is planted."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import neurofeedback
+from analysis import closed_loop, loop_prompts
+from analysis.closed_loop import ClosedLoop, fed_back, given_labels, loop_path, loop_trials, normalised
+from analysis.dialogues import Dialogues, Forwarded
+from analysis.experiment import Study, open_study
+from analysis.loop_effects import (
+    build_series,
+    comparison_table,
+    drift_table,
+    load_series,
+    slopes,
+    thirds,
+    turn_table,
+)
+from analysis.loop_prompts import NO_SCORE, Continued
+from analysis.loop_runs import run_loop
+from analysis.loop_sizes import ARMS, Loop
+from analysis.prefix_tree import PrefixTree
+from analysis.preparation import prepare
+from analysis.process_prompts import Prompter, Turn, sentence_turn
+from analysis.replies import Reply, Sampling
+from analysis.store import Store, UnitKey, read
+from analysis.trie import build_trie
+from configs.settings import Settings
+from tests.conftest import ARCHITECTURES, TEMPLATES, make_model, make_tokenizer
+from utils import LoadedModel, UserError
+
+SETTINGS = Settings(
+    n_axis=40, n_trial=40, max_pc=4, axes=("lr",), layer="2", n_experiments=8, max_new_tokens=7, shots=(0, 2)
+)
+
+
+@pytest.fixture(scope="module")
+def study(tiny_lm: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The tiny model, prepared on shipped sentences."""
+    store = Store(tmp_path_factory.mktemp("results"), "org/tiny", "commonsense")
+    prepare(tiny_lm, "commonsense", SETTINGS, store)
+    return open_study(store, SETTINGS)
+
+
+def closed(lm: LoadedModel, study: Study, loop: Loop) -> ClosedLoop:
+    return ClosedLoop(lm, study, PrefixTree(lm.model, lm.tokenizer, packed=True), loop)
+
+
+# ---------------------------------------------------------------- one cache
+
+
+def plain_states(model: torch.nn.Module, ids: np.ndarray, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (T, D) after a block and the last logits, by one pass over everything, without engine code."""
+    found = []
+    handle = model.base_model.layers[layer].register_forward_hook(
+        lambda m, i, out: found.append(out if torch.is_tensor(out) else out[0])
+    )
+    with torch.no_grad():
+        logits = model(torch.tensor(ids[None])).logits[0, -1]
+    handle.remove()
+    return found[0][0], logits
+
+
+ENDS_IN_A_SCORE = ("We ", "left", ".", " [", "Sc", "ore", ":")
+
+
+@pytest.mark.parametrize(("kind", "budget"), list(zip(ARCHITECTURES, (16, 512, 16, 512, 16), strict=True)))
+def test_every_turn_equals_forwarding_the_whole_conversation_again(kind, budget, tokenizer, rng):
+    model = make_model(ARCHITECTURES[kind])
+    tree = PrefixTree(model, tokenizer, budget, packed=True)
+    trunk = rng.integers(11, 500, 30)
+    openings = [np.concatenate([trunk[:20], rng.integers(11, 500, n)]) for n in (3, 9)] + [trunk, trunk]
+    talk = Dialogues(tree, openings, [1, 3], room=400)
+    for turn in range(3):
+        if turn == 1:  # from here on, replies end in a score text of four tokens
+            tree.decode = lambda ids: "".join(ENDS_IN_A_SCORE[: len(ids)])
+        before = [talk.ids(b) for b in range(4)]
+        said = talk.write([Sampling(8, 0.9, (turn, b)) for b in range(4)])
+        for b, (reply, mean) in enumerate(said):
+            ids = talk.ids(b)
+            written = reply.ids[: reply.stop]
+            np.testing.assert_array_equal(ids, [*before[b], *written])
+            if reply.stop > reply.start:
+                for slot, layer in enumerate((1, 3)):
+                    states, _ = plain_states(model, ids, layer)
+                    own = states[len(before[b]) + reply.start : len(ids)].mean(0).numpy()
+                    np.testing.assert_allclose(mean[slot], own, rtol=1e-4, atol=1e-4 * np.abs(own).max())
+        talk.add([rng.integers(11, 500, 2 + b) for b in range(4)])
+        for b in range(4):
+            _, logits = plain_states(model, talk.ids(b), 0)
+            assert (talk.logits[b] - logits).abs().max() < 1e-4 * logits.abs().max()
+    tokens, kept = talk.tokens, sum(len(talk.ids(b)) - len(openings[b]) for b in range(4))
+    assert tokens.opening == len(build_trie(openings)) and tokens.dropped > 6
+    assert tokens.added + tokens.written == kept + tokens.dropped
+    assert talk.used == tokens.opening + tokens.added + tokens.written  # a slot is a token forwarded
+    assert tokens.replayed > 1.5 * talk.used
+
+
+def test_a_model_that_cannot_be_packed_is_refused(tiny_lm):
+    tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False)
+    with pytest.raises(UserError, match="another model"):
+        Dialogues(tree, [np.array([5, 6])], [0], room=4)
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_conversation_goes_on_as_the_template_renders_it(name):
+    prompter = Prompter(make_tokenizer(TEMPLATES[name]), "org/tiny")
+    continued = Continued(prompter)
+    turns = [Turn("system", "Be kind."), Turn("user", "Say something.")]
+    more = [*turns, sentence_turn("We helped her."), Turn("user", "[Score: 1] Go on.")]
+    whole = prompter.encode(more, reply=True)
+    (start, stop), opening = whole.spans[0], continued.opening(turns)
+    np.testing.assert_array_equal(whole.ids[: len(opening)], opening)
+    assert start - len(opening) <= ("mistral" in name)  # a blank, which the model writes itself
+    np.testing.assert_array_equal(whole.ids[stop:], continued.message("[Score: 1] Go on."))
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    prompter = Prompter(make_tokenizer("{{ messages | length }}" + TEMPLATES["chatml"]), "org/tiny")
+    with pytest.raises(UserError, match="changes earlier turns"):
+        Continued(prompter)
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_true_and_flipped_arms_show_opposite_labels_and_the_others_what_was_given():
+    trials = loop_trials(ARMS, levels=4)
+    assert [t.want for t in trials[:4]] == [
+        0,
+        1,
+        1,
+        0,
+    ]  # as they are: low, high; mirrored: low target is high
+    labels, given = np.array([3, 1, 3, NO_SCORE] * 4), np.full(16, 2)
+    shown = fed_back(trials, labels, given)
+    assert shown[:4].tolist() == [3, 1, 0, NO_SCORE]  # the last two are mirrored
+    assert shown[4:8].tolist() == [0, 2, 3, NO_SCORE]
+    assert shown[8:].tolist() == [2] * 8
+
+
+def test_yoked_labels_are_the_donors_and_random_ones_have_the_same_rate():
+    donor = np.arange(20).reshape(4, 5)
+    given = given_labels(loop_trials(ARMS, 2), donor, 5, 0, "loop")
+    assert not given[:8].any()
+    np.testing.assert_array_equal(given[12:], donor)
+    assert sorted(given[8:12].ravel()) == list(range(20)) and (given[8:12] != donor).any()
+    assert given_labels(loop_trials(("true",), 2), None, 5, 0).shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("i went  Home", True), ('"I went home."', True), ("I went home!\n", True),
+        ("**I went home.**", True), ("I went home. Then I slept.", False), ("I go home.", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_repetition_may_differ_in_case_quotes_and_final_marks_only(text, same):
+    assert (normalised(text) == normalised("I went home.")) == same
+
+
+def said(*texts: str) -> list[tuple[Reply, np.ndarray]]:
+    """Return replies as the engine does, with activations of 0; NaN for an empty one."""
+    found = []
+    for text in texts:
+        reply = Reply(Sampling(4))
+        reply.text = text
+        found.append((reply, np.full((1, 32), 0.0 if text else np.nan, np.float32)))
+    return found
+
+
+def test_turns_that_do_not_comply_get_no_score_and_are_counted(tiny_lm, study):
+    key, right = UnitKey("loop", "lr", 2, 0), "We helped her."
+    one = closed(tiny_lm, study, Loop(3))
+    turn = one.measured(key, said("we helped her", "We left.", "", right), np.array([-99.0]), right)
+    assert turn["complied"].tolist() == [True, False, False, True]
+    assert turn["empty"].tolist() == [False, False, True, False]
+    assert turn["label"].tolist() == [1, NO_SCORE, NO_SCORE, 1]
+    free = one.measured(key, said("we helped her", "We left.", "", right), np.array([-99.0]), None)
+    assert free["complied"].tolist() == [True, True, False, True]
+    with pytest.raises(UserError, match="not finite"):
+        one.measured(key, [(said("We left.")[0][0], said("")[0][1])], np.array([0.0]), None)
+
+
+# ---------------------------------------------------------------- a world with a known answer
+
+STEP = 0.4
+
+
+class Climber:
+    """Stands in for the conversations: speaks with a score of its own, and goes on where it is rewarded.
+
+    It starts in a direction of its own, keeps it while it is shown the label that it is asked for, and turns
+    with a double step if not. Text and activation are all that the study sees of it.
+    """
+
+    def __init__(self, tree, openings, layers, room):
+        self.tokenizer, self.tokens, n = tree.tokenizer, Forwarded(), len(openings)
+        self.position, self.heading, self.pace = np.zeros(n), None, np.full(n, STEP)
+
+    def write(self, samplings):
+        if self.heading is None:  # without the turn: the same in every arm
+            self.heading = np.array([np.random.default_rng(s.seed[:-1]).choice([-1, 1]) for s in samplings])
+        self.position = self.position + self.heading * self.pace
+        axes, replies = Climber.axes, said(*["Hm."] * len(self.position))
+        k, scores = axes.index("lr"), self.position + axes.threshold("lr")
+        states = axes.mean + scores[:, None] * axes.scales[k] * axes.directions[k]
+        return [(reply, state[None]) for (reply, _), state in zip(replies, states, strict=True)]
+
+    def add(self, messages):
+        for b, message in enumerate(messages):
+            shown, wanted = (part[0] for part in self.tokenizer.decode(message).split("Score: ")[1:])
+            self.heading[b] *= 1 if shown == wanted else -1
+            self.pace[b] = STEP if shown == wanted else 2 * STEP
+
+
+@pytest.fixture(scope="module")
+def climbed(tiny_lm, study):
+    """A loop of six turns in that world, on disk."""
+    Climber.axes, loop = study.axes(2), Loop(6, modes=("write",), examples=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(closed_loop, "Dialogues", Climber)
+        assert run_loop(tiny_lm, study, loop) == (8, 0)
+    return loop, load_series(study, loop)
+
+
+def test_a_planted_drift_is_found_in_the_true_arm_with_its_sign_and_not_in_the_random_arm(climbed):
+    rows = {row["arm"]: row for row in drift_table(climbed[1])}
+    assert rows["true"]["finding"] == "drift towards the goal"
+    assert rows["flipped"]["finding"] == "drift away from the goal"
+    assert rows["random"]["finding"] == rows["yoked"]["finding"] == "no detectable drift"
+    assert 0.5 * STEP < rows["true"]["slope"] < 1.2 * STEP and rows["true"]["gain"] > STEP
+    assert rows["true"]["same"] == 1 and 0.3 < rows["random"]["same"] < 0.7
+    assert rows["true"]["experiments"] == 8 and rows["true"]["complied"] == 8 * 4 * 6
+    against = {row["against"]: row for row in comparison_table(climbed[1])}
+    assert {row["finding"] for row in against.values()} == {"difference towards the goal"}
+    difference = rows["true"]["slope"] - rows["flipped"]["slope"]
+    assert against["flipped"]["slope"] == pytest.approx(difference)
+    last = [row for row in turn_table(climbed[1]) if row["turn"] == 6]
+    assert {row["arm"]: row["d"] > 1 for row in last} == {
+        "true": True, "flipped": False, "random": False, "yoked": False
+    }  # fmt: skip
+
+
+def test_on_disk_yoked_labels_are_the_next_true_arms_and_the_last_has_a_donor(study, climbed):
+    for exp in range(8):
+        record = read(loop_path(study.store, UnitKey("loop", "lr", 2, exp), "write"))
+        path = loop_path(study.store, UnitKey("loop", "lr", 2, exp + 1), "write", donor=exp == 7)
+        after = read(path)
+        donor = after["shown"][:4]
+        assert after["arm"][:4] == ["true"] * 4
+        np.testing.assert_array_equal(record["shown"][12:], donor)
+        assert record["shown"][8:12].sum() == donor.sum()
+        unflipped = ~record["flip"][:4]
+        np.testing.assert_array_equal(record["shown"][:4][unflipped], record["label"][:4, :-1][unflipped])
+
+
+# ---------------------------------------------------------------- real replies of the tiny model
+
+
+@pytest.mark.parametrize(("mode", "axis", "levels"), [("write", "lr_ensemble", 2), ("repeat", "pc1", 4)])
+def test_a_unit_of_a_real_model_is_scored_and_repeatable(tiny_lm, study, mode, axis, levels):
+    one, key = closed(tiny_lm, study, Loop(3, examples=2)), UnitKey("loop", axis, 2, 0, levels)
+    first = one.unit(key, mode, ("true", "flipped"))
+    assert first["score"].shape == (8, 3)
+    np.testing.assert_array_equal(np.isfinite(first["score"]), ~first["empty"])
+    assert first["label"].max() < levels and first["shown"].shape == (8, 2)
+    if mode == "write":  # arms share seeds, so before the first feedback they are alike
+        assert [t[0] for t in first["text"][:4]] == [t[0] for t in first["text"][4:]]
+        assert (first["label"] >= 0).any()
+        assert one.unit(key, mode, ("true", "flipped"))["text"] == first["text"]
+    tokens = first["tokens"]
+    assert tokens["opening"] + tokens["added"] + tokens["written"] < tokens["replayed"]
+
+
+def test_a_loop_that_may_outgrow_the_context_is_refused_before_any_work(tiny_lm, study):
+    with pytest.raises(UserError, match="at most [0-9]+ turns fit"):
+        run_loop(tiny_lm, study, Loop(200, modes=("repeat",)))
+
+
+SMALL = """
+n_axis: 40
+n_trial: 40
+max_pc: 4
+axes: [lr]
+layer: "2"
+n_experiments: 3
+max_new_tokens: 4
+"""
+
+
+def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
+    tiny_folder, tmp_path, monkeypatch, capsys
+):
+    config = tmp_path / "small.yml"
+    config.write_text(SMALL)
+    argv = ["--model", str(tiny_folder), "--config", str(config), "--results", str(tmp_path / "results")]
+    argv += ["--loop", "3", "--loop_examples", "1", "--loop_mode", "write", "--log_level", "error"]
+    real, ran = ClosedLoop.unit, []
+
+    def killed(self, key, *rest):
+        ran.append(key.exp)
+        if ran == [3, 2, 1]:
+            raise KeyboardInterrupt
+        return real(self, key, *rest)
+
+    monkeypatch.setattr(ClosedLoop, "unit", killed)
+    assert neurofeedback.main(argv) == 130
+    assert neurofeedback.main(argv) == 0
+    assert ran == [3, 2, 1, 1, 0]  # the donor, then the last experiment first
+    printed = capsys.readouterr().out
+    assert "2 units done, 1 kept" in printed and "complied" in printed
+    folder = Store(tmp_path / "results", str(tiny_folder), "commonsense").figures
+    names = {path.name for path in folder.glob("loop_*.png")}
+    assert names == {f"loop_{kind}_lr_layer2.png" for kind in ("scores", "effect", "drift")}
+    with (folder / "summary_loop.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    rates = [row for row in rows if row["metric"] == "complied_rate"]
+    assert [row["arm"] for row in rates] == list(ARMS) and "loop_drift" in (folder / "index.html").read_text()
+    assert neurofeedback.main([*argv, "--loop", "4"]) == 2
+    assert "turns: 3 there, 4 now" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_slopes_are_least_squares_over_the_turns_that_are_known(rng):
+    values = rng.normal(size=(3, 5))
+    values[1, 2] = values[2, 1:] = np.nan
+    known = [0, 1, 3, 4]
+    expected = [np.polyfit(range(5), values[0], 1)[0], np.polyfit(known, values[1, known], 1)[0], np.nan]
+    np.testing.assert_allclose(slopes(values), expected)
+
+
+def test_thirds_compare_the_ends_and_at_least_one_turn():
+    np.testing.assert_allclose(thirds(np.array([[1.0, 3, 9, 9, 5, np.nan]])), [5 - 2])
+    np.testing.assert_allclose(thirds(np.array([2.0, 0, 0, 5])), 3)
+
+
+def test_turns_that_do_not_comply_are_left_out_of_scores_and_stay_counted():
+    trials, shape = loop_trials(("true",), 2), (4, 3)
+    record = {
+        "arm": ["true"] * 4, "flip": np.array([t.flip for t in trials]),
+        "want": np.array([t.want for t in trials]), "score": np.ones(shape), "complied": np.ones(shape, bool),
+        "empty": np.zeros(shape, bool), "cut": np.zeros(shape, bool), "copy_rate": np.zeros(shape),
+        "label": np.ones(shape, int), "shown": np.ones((4, 2), int),
+    }  # fmt: skip
+    record["label"][2] = 0, NO_SCORE, 0
+    record["complied"][2, 1] = False  # mirrored labels, low target: high wanted
+    series = build_series("lr", 2, 2, "repeat", ("true",), [record, record])
+    assert np.argwhere(np.isnan(series.scores)).tolist() == [[e, 0, 1, 1, 1] for e in (0, 1)]
+    row = drift_table([series])[0]
+    assert row["upper"] == pytest.approx(9 / 11) and row["same"] == 1
+    assert (row["complied"], row["recorded"], row["slope"]) == (22, 24, 0.0)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--loop", "1"], "2 turns or more"),
+        (["--loop", "3", "--loop_arms", "yoked"], "and `true`"),
+        (["--loop", "3", "--loop_arms", "true", "true"], "each arm once"),
+        (["--loop", "3", "--dry_run"], "leave out one"),
+    ],
+)
+def test_wrong_sizes_are_one_line_that_says_what_to_do(flags, words, capsys):
+    assert neurofeedback.main(flags) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("{label}", "", "feedback must be a text with {label}"),
+        ("goal:", "aim:", "missing or unknown aim, goal"),
+    ],
+)
+def test_wrong_texts_name_the_key(old, new, words, tmp_path: Path, monkeypatch):
+    text = (loop_prompts.CONFIG_DIR / "loop_prompts.yml").read_text()
+    (tmp_path / "loop_prompts.yml").write_text(text.replace(old, new))
+    monkeypatch.setattr(loop_prompts, "CONFIG_DIR", tmp_path)
+    with pytest.raises(UserError, match=words):
+        loop_prompts.load_loop_prompts()

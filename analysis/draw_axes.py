@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from analysis import figures_axes, figures_report
-from analysis import store as results
 from analysis.drawing import Drawn
 from analysis.series import SHOWN_PCS, axis_order
 from analysis.store import Store
+from analysis.tables import read_axes, read_split
 from configs.layers import selected_layers
 
 GROUP = "axes"
@@ -43,10 +43,10 @@ class AxesData:
 def load_axes(store: Store) -> AxesData:
     """Read every axes file; a layer without one is left out."""
     layers = store.layers()
-    found = [_geometry(results.read(store.axes(layer))) for layer in layers]
+    found = [_geometry(read_axes(store, layer)) for layer in layers]
     names = sorted({name for part in found for name in part["accuracy"]}, key=axis_order)
     accuracy = {name: np.array([part["accuracy"].get(name, np.nan) for part in found]) for name in names}
-    n_trial = len(results.read(store.split)["trial_rows"]) if store.split.exists() else None
+    n_trial = len(read_split(store)["trial_rows"]) if store.split.exists() else None
     variance, cosines = (_stack([part[key] for part in found]) for key in ("variance", "cosines"))
     shares = [part["shares"] for part in found]
     return AxesData(layers, accuracy, variance, shares, cosines, found[0]["hidden_size"], n_trial)
@@ -78,7 +78,7 @@ def direction_reader(store: Store) -> Any:
 
     @lru_cache(maxsize=2)
     def record(layer: int) -> Mapping[str, Any] | None:
-        return results.read(store.axes(layer)) if store.axes(layer).exists() else None
+        return read_axes(store, layer) if store.axes(layer).exists() else None
 
     def direction(axis: str, layer: int) -> np.ndarray | None:
         found = record(layer)

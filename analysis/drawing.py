@@ -92,10 +92,14 @@ def write_summary(path: Path, stage: str, rows: Sequence[Row]) -> None:
     """Write the numbers of ``stage`` and keep those of the other stage that the file holds."""
     kept = []
     if path.exists():
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        try:
+            reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+            same = tuple(reader.fieldnames or ()) == COLUMNS
+            kept = [row for row in reader if row["stage"] != stage] if same else []
+        except (ValueError, csv.Error):
+            same = False
+        if not same:
             raise UserError(f"{path} has other columns than this version writes: move it away")
-        kept = [row for row in reader if row["stage"] != stage]
     new = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
     write_csv(sorted([*kept, *new], key=lambda row: row["stage"]), path, COLUMNS)
 

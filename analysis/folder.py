@@ -7,6 +7,7 @@ can each rewrite their own part of the page.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from utils import UserError, save_bytes
 
 LISTED = "figures.json"
 OVERVIEW = "overview"
+_PLAIN = re.compile(r"[\w-][\w ,.-]*")
+"""Names become file names: nothing in them may lead out of the folder."""
 
 
 def finish_folder(
@@ -73,8 +76,11 @@ def _read(path: Path) -> list[dict[str, str]]:
         return []
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: str(entry[key]) for key in ("stage", "name", "group", "caption")} for entry in listed]
-    except (ValueError, TypeError, KeyError):
+        found = [{key: str(entry[key]) for key in ("stage", "name", "group", "caption")} for entry in listed]
+        if not all(_PLAIN.fullmatch(entry[key]) for entry in found for key in ("name", "group")):
+            raise ValueError("a name that is no plain file name")
+        return found
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path} is not readable: remove it and draw the figures again") from None
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
 
 from utils import UserError, save_bytes
 
@@ -19,6 +20,7 @@ TEMPLATE = Path(__file__).with_name("gallery.html.j2")
 STITCHED_WIDTH = 14.0
 """Inches: two figures of 7 inches side by side, pixel for pixel."""
 _TITLE_BAND, _GAP = 0.4, 0.12  # inches above the images and below every row
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises
 _SHOWN = ("png", "svg")  # formats that a page can show, best first
 
 
@@ -52,7 +54,7 @@ def stitch(paths: Sequence[Path], title: str) -> Figure:
     if lacking or not paths:
         what = f"no such figure: {', '.join(lacking)}" if lacking else "no figures to put together"
         raise UserError(f"{what}. Give PNG files; plot_imit.py and plot_pred.py write them")
-    images = [imread(path) for path in paths]
+    images = [_image(path) for path in paths]
     width = STITCHED_WIDTH / 2
     heights = [width * image.shape[0] / image.shape[1] for image in images]
     tops = np.cumsum([_TITLE_BAND, *(max(heights[i : i + 2]) + _GAP for i in range(0, len(heights), 2))])
@@ -118,10 +120,22 @@ def _figure(entry: Entry, folder: Path) -> dict[str, Any]:
 
 def _pixels(path: Path) -> tuple[int, int]:
     """Return width and height, so that the page does not jump while images load."""
-    from PIL import Image
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
 
-    with Image.open(path) as image:
-        return image.size
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return imread(path)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is no readable PNG file ({type(error).__name__}): remove it and draw it again")
 
 
 def _link(path: Path, folder: Path) -> str:

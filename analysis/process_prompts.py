@@ -210,10 +210,12 @@ def _prompt_tags(model: str) -> dict[str, Any]:
     if tags is None:
         raise UserError(
             f"the tokenizer of {model} has no chat template: add an entry for it to configs/prompt_tags.yml "
-            f"(it has: {', '.join(known)}), or use an instruction-tuned model"
+            f"(it has: {', '.join(map(str, known))}), or use an instruction-tuned model"
         )
     roles = ("system", "user", "assistant")
-    if not isinstance(tags, dict) or any(len(tags.get(role) or ()) != 2 for role in roles):
+    pairs = [tags.get(role) for role in roles] if isinstance(tags, dict) else []
+    whole = [isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in pairs]
+    if whole != [True] * len(roles):
         raise UserError(f"configs/prompt_tags.yml: {model} needs [before, after] for {', '.join(roles)}")
     return tags
 
@@ -261,7 +263,7 @@ def load_prompts(dataset: str) -> Prompts:
     turns = texts.pop("user_turns", None) or {}
     fields = Prompts.__dataclass_fields__
     if texts.keys() != fields.keys():
-        wrong = sorted(texts.keys() ^ fields.keys())
+        wrong = sorted(map(str, texts.keys() ^ fields.keys()))
         raise UserError(f"{path}: missing or unknown {', '.join(wrong)}; the keys are {', '.join(fields)}")
     if not isinstance(turns, dict) or not all(isinstance(t, str) for t in (*texts.values(), *turns.values())):
         raise UserError(

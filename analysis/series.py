@@ -144,6 +144,10 @@ def control_series(
             array[cell] = record[name][:, columns] if name == "scores" else record[name]
         text[cell] = np.array(record["text"], dtype=object)
     exps = np.array([key.exp for key in keys])
+    if len({part.shape for r in records for part in r["difference"].values()}) > 1:
+        raise UserError(
+            f"the control units of {store.folder} have hidden states of differing sizes: redo them"
+        )
     moved = {mode: np.stack([r["difference"][mode] for r in records]) for mode in modes}
     about = {"affected": affected, "layers_read": np.array(layers_read), "text": text, "differences": moved}
     first = keys[0]

@@ -18,6 +18,7 @@ from analysis.ensemble import ENSEMBLE, fit_ensemble
 from analysis.missing import no_axes, no_runs
 from analysis.series import ControlSeries, Records, ReportSeries, axis_order, control_series, report_series
 from analysis.store import Store, UnitKey
+from analysis.unit_schema import check_axes, check_split, check_unit
 from utils import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,32 @@ def _load(
     """Read one (axis, layer) after the other and keep what ``build(keys, records)`` makes of it."""
     found, first = [], None
     for keys in _groups(store, kind, axes, layers):
-        records = [results.read(store.unit(key)) for key in keys]
+        records = [_unit(store, key) for key in keys]
         first = first or (keys[0], records[0]["meta"])
         for key, record in zip(keys, records, strict=True):
             _same_settings(store, first, (key, record["meta"]))
         found.append(build(keys, records))
     return tuple(found), first[1]
+
+
+def _unit(store: Store, key: UnitKey) -> Mapping[str, Any]:
+    record = results.read(store.unit(key))
+    check_unit(store.unit(key), key, record)
+    return record
+
+
+def read_axes(store: Store, layer: int) -> Mapping[str, Any]:
+    """Read and check the axes file of one layer."""
+    record = results.read(store.axes(layer))
+    check_axes(store.axes(layer), record)
+    return record
+
+
+def read_split(store: Store) -> Mapping[str, Any]:
+    """Read and check the split."""
+    record = results.read(store.split)
+    check_split(store.split, record)
+    return record
 
 
 def _groups(
@@ -150,15 +171,15 @@ def _original_scores(store: Store, series: Iterable[ControlSeries]) -> dict[tupl
     """Return the trial sentences' own scores; empty where split or axes are not on disk."""
     if not store.split.exists():
         return {}
-    split = results.read(store.split)
+    split = read_split(store)
     rows, found = split["trial_rows"], {}
     for layer in sorted({s.layer for s in series if store.axes(s.layer).exists()}):
-        axes = results.read(store.axes(layer))
+        axes = read_axes(store, layer)
         columns = {s.axis: axes["names"].index(s.axis) for s in series if s.axis in axes["names"]}
         found |= {(name, layer): axes["scores"][rows, column] for name, column in columns.items()}
     members = [s.layer for s in series if s.axis == ENSEMBLE]
     if members:
-        by_layer = [results.read(store.axes(layer)) for layer in store.layers()]
+        by_layer = [read_axes(store, layer) for layer in store.layers()]
         scores = np.stack([a["scores"][:, a["names"].index("lr")] for a in by_layer], axis=1)
         ensemble = fit_ensemble(scores, split["axis_rows"], by_layer[0]["meta"]["identity"]["threshold"])
         found |= {(ENSEMBLE, layer): ensemble.scores[rows] for layer in members}

@@ -7,6 +7,7 @@ are errors that name the file, the key and the choices.
 
 from __future__ import annotations
 
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -127,14 +128,23 @@ class Settings:
 class UserError(ValueError):
     """A mistake in the input that the user can mend; scripts print it as one line and exit with 2."""
 
+    def __init__(self, text: object) -> None:
+        """Keep the text to one line of printable characters: file names and contents may hold any."""
+        line = " ".join(str(text).splitlines())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))
+
 
 class SettingError(UserError):
     """A setting with an unknown name, a wrong type or a value out of range."""
 
 
+_SHORT = reprlib.Repr()  # YAML can nest more than a line should show
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def _check(ok: bool, name: str, got: Any, allowed: str) -> None:
     if not ok:
-        raise SettingError(f"setting {name} = {got!r}: must be {allowed} (configs/settings.py)")
+        raise SettingError(f"setting {name} = {_SHORT.repr(got)}: must be {allowed} (configs/settings.py)")
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
@@ -142,12 +152,14 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise SettingError(f"{name} = {value!r}: must be a list of {item.__name__}")
+            raise SettingError(f"{name} = {_SHORT.repr(value)}: must be a list of {item.__name__}")
         return tuple(coerce(name, part, item) for part in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SettingError(f"{name} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
+        raise SettingError(
+            f"{name} = {_SHORT.repr(value)}: must be {kind.__name__}, not {type(value).__name__}"
+        )
     return value
 
 
@@ -159,9 +171,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(p.name for p in CONFIG_DIR.glob("*.yml")))
-        raise SettingError(f"no config file {path}: give a path, or one of configs/: {known}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(f"{path} is not a readable YAML file: {str(error).splitlines()[0]}") from None
+        raise SettingError(
+            f"no config file {_shown(path)}: give a path, or one of configs/: {known}"
+        ) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(f"{_shown(path)} is not a readable YAML file: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -174,7 +189,9 @@ def apply(base: Settings, changes: Mapping[str, Any], source: str) -> Settings:
     kinds = typing.get_type_hints(Settings)
     for key in changes:
         if key not in kinds:
-            raise SettingError(f"{source}: unknown setting {key!r}: choose from {', '.join(sorted(kinds))}")
+            raise SettingError(
+                f"{source}: unknown setting {_SHORT.repr(key)}: choose from {', '.join(sorted(kinds))}"
+            )
     try:
         return replace(base, **{k: coerce(k, v, kinds[k]) for k, v in changes.items()})
     except SettingError as error:
@@ -193,13 +210,24 @@ def load_settings(
     own = MODEL_CONFIGS.get(MODEL_ALIASES.get(model, model))
     if config is not None:
         named = CONFIG_DIR / str(config)
-        files.append(Path(config) if Path(config).exists() or not named.exists() else named)
+        files.append(named if not _exists(Path(config)) and _exists(named) else Path(config))
     elif own is not None:
         files.append(CONFIG_DIR / own)
     settings = Settings()
     for path in files:
         settings = apply(settings, read_yaml(path), str(path))
     return apply(settings, dict(flags or {}), "command line")
+
+
+def _shown(path: Path) -> str:
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def setting_names() -> frozenset[str]:

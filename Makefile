@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(PY) neurofeedback.py
 
 test: lint
-	$(PY) -m pytest tests -q -m "not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -n auto --dist loadfile -m "not gpu"
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W .

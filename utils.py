@@ -1,4 +1,6 @@
-"""What every script needs: errors, seeds, model loading, atomic pickles.
+"""What every script needs: errors, seeds, files that are whole, model loading.
+
+``python utils.py verify results`` checks result files, see analysis/verify.py.
 
 Nothing heavy is imported at the top, so that ``--help`` is instant.
 """
@@ -6,12 +8,9 @@ Nothing heavy is imported at the top, so that ``--help`` is instant.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
-import pickle
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.embedded_model import local_files
+from configs.safe_files import DamagedFile as DamagedFile
+from configs.safe_files import load_pickle as load_pickle
+from configs.safe_files import save_bytes as save_bytes
+from configs.safe_files import save_pickle as save_pickle
 from configs.settings import MODEL_ALIASES, UserError
 
 if TYPE_CHECKING:
@@ -66,116 +69,6 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------- pickles
-
-_END = b"sha256:"  # after the pickle, which ends itself; then the digest of what comes before
-
-
-class _DType:
-    """Stands in for numpy.dtype while reading: plain numbers, booleans and text only."""
-
-    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
-        if not re.fullmatch(r"[biufcSU]\d{1,9}", name):
-            raise pickle.UnpicklingError(f"it holds objects or structures (array type {name!r})")
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError(f"it has an array of byte order {state[1]!r}")
-        self.order = state[1]
-
-    def read(self, raw: bytes) -> np.ndarray:
-        dtype = np.dtype(self.order + self.name)
-        return np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)
-
-
-def _array(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *rest: object) -> np.ndarray:
-    return dtype.read(raw).reshape(shape, order=order)
-
-
-_READERS = {
-    "numpy._core.numeric._frombuffer": _array, "numpy.core.numeric._frombuffer": _array,
-    "numpy._core.multiarray.scalar": lambda dtype, raw: dtype.read(raw)[0] if len(raw) else np.str_(),
-    "numpy.dtype": _DType,
-    "builtins.set": set, "builtins.frozenset": frozenset, "builtins.complex": complex,
-}  # fmt: skip
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads builtins and numpy arrays with functions of our own; nothing that the file names is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        reader = _READERS.get(f"{module}.{name}")
-        if reader is None:
-            what = "object arrays are refused" if module.startswith("numpy") else "results never contain it"
-            raise pickle.UnpicklingError(f"it names {module}.{name}: {what}")
-        return reader
-
-
-class _Pickler(pickle.Pickler):
-    """Writes every array in one piece, which is the only form that is read back."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return NotImplemented
-        if value.dtype.kind not in "biufcSU":
-            raise TypeError(f"results hold arrays of numbers, booleans and text, not {value.dtype}")
-        whole = value.flags.c_contiguous or value.flags.f_contiguous
-        return NotImplemented if whole else np.ascontiguousarray(value).__reduce_ex__(5)
-
-
-def save_pickle(record: dict[str, Any], path: Path) -> None:
-    """Write ``record`` (builtins and numpy arrays) so that ``path`` is either absent, old, or whole.
-
-    The file is an ordinary pickle followed by a checksum, which ``pickle.load`` ignores.
-    """
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(record)
-    payload = stream.getvalue()
-    save_bytes(payload + _END + hashlib.sha256(payload).digest(), path)
-
-
-def save_bytes(payload: bytes, path: Path) -> None:
-    """Write a file under a temporary name in the same folder, fsync, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as handle:
-            handle.write(payload)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-_BROKEN = (
-    pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, MemoryError, TypeError,
-    ValueError, OverflowError, RuntimeError, SystemError,
-)  # fmt: skip
-"""What a damaged pickle can raise."""
-
-
-def load_pickle(path: Path) -> dict[str, Any]:
-    """Read a result file with the restricted unpickler.
-
-    Raises:
-        UserError: the file is damaged, foreign, or not a dict; the message names it.
-    """
-    try:
-        payload, end, digest = path.read_bytes().rpartition(_END)
-        if not end or hashlib.sha256(payload).digest() != digest:
-            raise pickle.UnpicklingError("its checksum is missing or wrong")
-        record = _Unpickler(io.BytesIO(payload)).load()
-    except _BROKEN as error:
-        raise UserError(
-            f"{path} is not a readable result file ({error}): move it away and run the command again"
-        ) from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} holds a {type(record).__name__}, but results are dicts: move it away")
-    return record
-
-
 # ---------------------------------------------------------------- models
 
 
@@ -209,7 +102,16 @@ class LoadedModel:
     def about(self) -> dict[str, Any]:
         """What results record of the model."""
         size = sum(weight.numel() for weight in self.model.parameters())
-        return {"model_name": self.name, "n_layers": self.n_layers, "n_parameters": size}
+        devices = sorted({str(weight.device) for weight in self.model.parameters()})
+        return {
+            "model_name": self.name,
+            "model_fingerprint": self.fingerprint,
+            "n_layers": self.n_layers,
+            "n_parameters": size,
+            "device": ", ".join(devices),
+            "dtype": self.dtype,
+            "attn_implementation": self.model.config.get_text_config()._attn_implementation,
+        }
 
 
 def model_name(name: str) -> str:
@@ -303,3 +205,9 @@ def _model_fingerprint(model: PreTrainedModel) -> str:
 
 
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"}
+
+
+if __name__ == "__main__":
+    from analysis.verify import main
+
+    raise SystemExit(main())

@@ -6,12 +6,17 @@ import argparse
 import functools
 import logging
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from analysis.repair import repair_command
 from analysis.store import Store
+from configs.safe_files import DamagedFile, Terminated, disk_error, stop
 from configs.settings import MODEL_ALIASES, Settings, load_settings, setting_names
 from utils import UserError
 
@@ -19,20 +24,56 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def script(main: Main) -> Main:
-    """Turn the user's mistakes into one line on stderr and exit code 2; other errors stay loud."""
+    """Turn the user's mistakes, full disks and signals into one line on stderr; other errors stay loud.
+
+    Exit codes: 2 for a mistake or a disk error, 130 after SIGINT, 143 after SIGTERM.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("stopped; run the same command again to resume", file=sys.stderr)
-            return 130
+        with signals_stop():
+            try:
+                return main(argv)
+            except DamagedFile as error:
+                return _failed(f"{error}: `{repair_command(error.path)}`")
+            except UserError as error:
+                return _failed(str(error))
+            except OSError as error:
+                known = disk_error(error)
+                if known is None:
+                    raise
+                return _failed(str(known))
+            except Terminated:
+                print("stopped by SIGTERM; run the same command again to resume", file=sys.stderr)
+                return 143
+            except KeyboardInterrupt:
+                print("stopped; run the same command again to resume", file=sys.stderr)
+                return 130
 
     return wrapped
+
+
+def _failed(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def signals_stop() -> Iterator[None]:
+    """Let SIGINT and SIGTERM stop the work between two steps, as long as the block lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop.reset()
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:  # nohup and the like stay in force
+            signal.signal(number, stop.request)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def setup_logging(level: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from analysis.ensemble import ENSEMBLE
 from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.prefix_tree import PrefixTree, Reading, Request
+from analysis.preparation import not_finite
 from analysis.process_prompts import Prompter
 from analysis.replies import Sampling
 from analysis.store import UnitKey
@@ -76,15 +77,26 @@ class Control:
         layers = self.study.layers
         readings, tokens = read_counted(self.tree, requests, layers)
         pooled = np.stack([_activation(reading) for reading in readings])
+        texts = text_columns(trials, readings, sentences)
+        self.check_pooled(key, pooled, texts)
         return {
             **trial_columns(trials),
             **self.reading_columns(key, pooled),
-            **text_columns(trials, readings, sentences),
+            **texts,
             "difference": mean_difference(trials, pooled[:, layers.index(key.layer)], self.settings.modes),
             "test_sentence": [sentences[trial.n] for trial in trials],
             "rows": rows,
             "tokens": tokens,
         }
+
+    def check_pooled(self, key: UnitKey, pooled: np.ndarray, texts: Mapping[str, Any]) -> None:
+        """Raise UserError if activations (T, L, D) are not finite at a layer although there is a sentence."""
+        bad = ~np.isfinite(pooled).all(axis=2) & ~texts["empty"][:, None]
+        if bad.any():
+            slot = int(bad.any(axis=0).argmax())
+            layer, sentence = self.study.layers[slot], texts["text"][int(bad[:, slot].argmax())]
+            unit = f"control of {key.axis}, layer {key.layer}, experiment {key.exp}"
+            raise not_finite(f"activations of layer {layer} ({unit})", sentence, self.lm.dtype)
 
     def request(
         self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from analysis.claims import claim, describe, lock_file
 from analysis.classifiers import AxisSet
 from analysis.ensemble import ENSEMBLE, Ensemble, fit_ensemble
 from analysis.levels import level_cuts, to_levels
 from analysis.missing import command
 from analysis.prefix_tree import Counters, PrefixTree, Reading, Request
-from analysis.preparation import PREP_SETTINGS, load_axes
+from analysis.preparation import PREP_SETTINGS, load_axes, run_meta
 from analysis.process_prompts import Prompts, load_prompts
 from analysis.progress import bar
-from analysis.store import Store, UnitKey, finished, read, write
+from analysis.store import Stamp, Store, UnitKey, finished, read, stamp, still_needed, write
 from configs.settings import Settings, as_plain
 from utils import LoadedModel, UserError, fingerprint
 
@@ -62,6 +63,10 @@ class Study:
         middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
         return to_levels(scores, level_cuts(scores[self.axis_rows], middle, levels))
 
+    def imported(self, layer: int, axis: str) -> str | None:
+        """Return what tells an imported direction from others of its name, None if the axis was fitted."""
+        return self._load(layer)[1].get("imported", {}).get(axis)
+
     @cached_property
     def ensemble(self) -> Ensemble:
         """``lr_ensemble``, made of the ``lr`` axes of all layers."""
@@ -80,13 +85,25 @@ class Study:
 
     def check_model(self, lm: LoadedModel) -> None:
         """Raise UserError if ``lm`` is not the model, or not in the precision, that the axes belong to."""
-        for name, now in (("model", lm.fingerprint), ("dtype", lm.dtype)):
-            if self.identity[name] != now:
-                raise UserError(
-                    f"the axes in {self.store.folder} were made with {name} {self.identity[name][:16]}, "
-                    f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
-                    "main_prep.py --overwrite"
-                )
+        self._check("model", lm.fingerprint)
+        self.check_dtype(lm.dtype)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise UserError if ``dtype`` is not the precision that the axes belong to."""
+        self._check("dtype", dtype)
+
+    def _check(self, name: str, now: str) -> None:
+        if self.identity[name] != now:
+            raise UserError(
+                f"the axes in {self.store.folder} were made with {name} {self.identity[name][:16]}, "
+                f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
+                "main_prep.py --overwrite"
+            )
+
+    def meta(self, lm: LoadedModel) -> dict[str, Any]:
+        """Return what units record besides their identity; ``lm`` does the work."""
+        source = {"source_model": self.store.model, "source_fingerprint": self.identity["model"]}
+        return run_meta(lm, self.store, self.settings, self.identity["dataset"]) | source
 
 
 def open_study(store: Store, settings: Settings) -> Study:
@@ -120,7 +137,9 @@ def _check_complete(store: Store, layers: Sequence[int], n_layers: int) -> None:
 def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any) -> dict[str, Any]:
     """Return what a unit depends on: the preparation, the prompts, and the settings ``names``."""
     plain = as_plain(study.settings)
+    imported = study.imported(key.layer, key.axis)
     return {
+        **({"imported": imported} if imported else {}),
         "preparation": fingerprint(dict(study.identity)),
         "prompts": fingerprint(asdict(study.prompts)),
         "axis": key.axis,
@@ -135,36 +154,94 @@ def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any)
 def unit_keys(
     kind: str, study: Study, axes: Iterable[str], layers: Iterable[int], exps: Iterable[int]
 ) -> list[UnitKey]:
-    """Return all units of a grid, after checking that each axis and its levels exist at each layer."""
+    """Return all units of a grid, after checking that each axis and its levels exist at each layer.
+
+    Raises:
+        UserError: an axis is not there, or all trial sentences are on one side of its threshold.
+    """
     axes, layers, exps, levels = list(axes), list(layers), list(exps), study.settings.levels
     for layer, axis, n in itertools.product(layers, axes, levels):
-        study.labels(layer, axis, n)
+        _check_both_sides(study.labels(layer, axis, n)[study.trial_rows] >= n / 2, axis, layer)
     grid = itertools.product(levels, layers, axes, exps)
     return [UnitKey(kind, axis, layer, exp, n) for n, layer, axis, exp in grid]
 
 
+def _check_both_sides(upper: np.ndarray, axis: str, layer: int) -> None:
+    if upper.all() or not upper.any():
+        raise UserError(
+            f"all {len(upper)} trial sentences are on one side of the threshold of axis {axis!r}, layer "
+            f"{layer}: there is nothing to tell apart; take another axis, threshold: median, or more trial "
+            "sentences (n_trial), with --config"
+        )
+
+
 def unfinished(
     store: Store, keys: Iterable[UnitKey], identity: Callable[[UnitKey], dict[str, Any]], overwrite: bool
-) -> list[UnitKey]:
-    """Return the units that are not on disk yet; one made with other settings is an error."""
-    return [key for key in keys if not finished(store.unit(key), identity(key), overwrite)]
+) -> dict[UnitKey, Stamp | None]:
+    """Return the units to do and the stamps of their files; one made with other settings is an error."""
+    paths = {key: store.unit(key) for key in keys}
+    stamps = {key: stamp(path) for key, path in paths.items()}
+    return {key: stamps[key] for key in paths if not finished(paths[key], identity(key), overwrite)}
 
 
 def run_units(
     store: Store,
-    keys: Sequence[UnitKey],
+    keys: Mapping[UnitKey, Stamp | None],
     identity: Callable[[UnitKey], dict[str, Any]],
     work: Work,
     about: Mapping[str, Any],
-) -> None:
-    """Do each unit and write its file; a killed run loses the current unit at most."""
-    with bar(keys, desc="units", unit="unit") as shown:
-        for key in shown:
-            shown.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}")
-            start = time.perf_counter()
-            record = work(key)
-            seconds = time.perf_counter() - start
-            write(store.unit(key), {**record, "seconds": seconds}, identity(key), **about)
+) -> int:
+    """Do each unit and write its file; a killed run loses the current unit at most.
+
+    Units that other processes are doing are left to them, and looked at again as long as that yields any.
+
+    Args:
+        store: where the files go.
+        keys: what :func:`unfinished` returned, in the order of the work.
+        identity: of a unit.
+        work: returns the record of a unit.
+        about: further meta data.
+
+    Returns:
+        Units done here.
+    """
+
+    def do(key: UnitKey) -> bool:
+        path = store.unit(key)
+        if not still_needed(path, identity(key), keys[key]):
+            return False  # another process did it meanwhile
+        start = time.perf_counter()
+        record = work(key)
+        seconds = time.perf_counter() - start
+        write(path, {**record, "seconds": seconds}, identity(key), **about)
+        return True
+
+    done, left, before = 0, list(keys), len(keys) + 1
+    with bar(total=len(left), desc="units", unit="unit") as shown:
+        while 0 < len(left) < before:
+            before, busy = len(left), []
+            for key in left:
+                shown.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}", refresh=False)
+                with claim(store.unit(key)) as mine:
+                    if mine:
+                        done += do(key)
+                        shown.update()
+                    else:
+                        busy.append(key)
+            left = busy
+    _tell(store, done, len(keys) - done - len(left), left)
+    return done
+
+
+def _tell(store: Store, done: int, others: int, busy: Sequence[UnitKey]) -> None:
+    if not busy:
+        log.info("%d units done here, %d meanwhile by other processes", done, others)
+        return
+    log.warning(
+        "%d units done here, %d meanwhile by other processes, %d are being done by other processes (such as "
+        "%s): the grid is complete when they are through; if one stops, run the same command again",
+        done, others, len(busy), describe(lock_file(store.unit(busy[0]))),
+    )  # fmt: skip
 
 
 def read_counted(

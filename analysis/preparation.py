@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis.claims import claim
 from analysis.classifiers import AxisSet, fit_axes
 from analysis.missing import command
 from analysis.prefix_tree import PrefixTree, Request, stack_pooled
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
 from analysis.progress import bar
-from analysis.store import Store, finished, read, write
+from analysis.store import Store, finished, read, stamp, still_needed, write
 from analysis.trials import axis_turns
 from configs.settings import Settings, as_plain
 from data.load import Dataset, Split, load_dataset
@@ -41,6 +44,18 @@ def prep_identity(lm: LoadedModel, split: Split, settings: Settings) -> dict[str
     }
 
 
+def run_meta(lm: LoadedModel, store: Store, settings: Settings, dataset: str) -> dict[str, Any]:
+    """Return what every file of a run records besides its identity; ``dataset`` is a fingerprint."""
+    return {
+        "settings": dict(as_plain(settings)),
+        "seed": settings.seed,
+        **lm.about,
+        "dataset_key": store.dataset,
+        "dataset_fingerprint": dataset,
+        "flags": store.flags.strip(),
+    }
+
+
 def prepare(
     lm: LoadedModel,
     key: str,
@@ -53,45 +68,100 @@ def prepare(
 ) -> None:
     """Write the split, and per layer the pooled hidden states and (``pcascore``) axes with scores.
 
-    What is on disk already is kept. ``mean``, ``last`` and ``each`` write hidden states only: the mean over
-    the sentence's tokens, its last token, or every token.
+    What is on disk already is kept; damaged files are set aside and made again. ``mean``, ``last`` and
+    ``each`` write hidden states only: the mean over the sentence's tokens, its last token, or every token.
+    Of several processes one does the work, and the others wait for it.
 
     Raises:
-        UserError: bad data or settings, or results of other settings in the same folder.
+        UserError: bad data or settings, activations that are not finite, or results of other settings in
+            the same folder.
     """  # fmt: skip
     whole = load_dataset(key, settings.seed, settings.n_axis, settings.n_trial)
     identity = prep_identity(lm, whole, settings)
-    split = whole.compact()
-    dataset = split.dataset
-    about = {
-        "settings": dict(as_plain(settings)),
-        **lm.about,
-        "dataset_key": key,
-    }
-    layers = range(lm.n_layers)
-    last_files = [
-        store.axes(layer) if method == "pcascore" else store.hidden(layer, method) for layer in layers
-    ]
-    last_files += [store.embedding] if method == "pcascore" else []
     identity_of = identity if method == "pcascore" else {**identity, "method": method}
-    if all([finished(path, identity_of, overwrite) for path in last_files]):
+    files = {store.split: identity}
+    if method == "pcascore":
+        files |= {path: identity for path in (store.embedding, *map(store.axes, range(lm.n_layers)))}
+    files |= {store.hidden(layer, method): identity_of for layer in range(lm.n_layers)}
+    stamps = {path: stamp(path) for path in files}
+    todo = [path for path in files if not finished(path, files[path], overwrite)]
+    if not todo:
         log.info("preparation is there already: %s", store.folder)
         return
-    write(store.split, _split_record(split), identity, **about)
-    encoded = encode_sentences(lm, dataset, load_prompts(key))
-    tree = PrefixTree(lm.model, lm.tokenizer, token_budget)
-    if method == "each":
-        _write_each(tree, encoded, store, lm, identity_of, about)
-        return
-    if method == "pcascore":
-        write(store.embedding, {"hidden": mean_embeddings(lm, encoded)}, identity, **about)
-    pooled = pool_sentences(tree, encoded, layers, last_token=method == "last")
-    for layer in bar(layers, desc="fitting axes", unit="layer"):
-        hidden = np.ascontiguousarray(pooled[:, layer])
-        write(store.hidden(layer, method), {"hidden": hidden}, identity_of, **about)
-        if method == "pcascore":
-            axes = fit_layer(hidden, split, settings, layer)
-            write(store.axes(layer), _axes_record(axes, hidden, split), identity, **about)
+    with claim(store.folder / "preparation", wait=True):
+        todo = [path for path in todo if still_needed(path, files[path], stamps[path])]
+        if not todo:
+            log.info("another process has prepared %s meanwhile", store.folder)
+            return
+        meta = run_meta(lm, store, settings, identity["dataset"])
+        stage = _Stage(lm, whole.compact(), settings, store, files, frozenset(todo), meta)
+        stage.run(method, token_budget)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One preparation: what to write, and what is known about it."""
+
+    lm: LoadedModel
+    split: Split
+    settings: Settings
+    store: Store
+    files: Mapping[Path, Mapping[str, Any]]
+    """Every file and its identity."""
+    todo: frozenset[Path]
+    meta: Mapping[str, Any]
+
+    def write(self, path: Path, record: Mapping[str, Any]) -> None:
+        if path in self.todo:
+            write(path, record, self.files[path], **self.meta)
+
+    def run(self, method: str, token_budget: int | None) -> None:
+        store, lm = self.store, self.lm
+        self.write(store.split, _split_record(self.split))
+        encoded = encode_sentences(lm, self.split.dataset, load_prompts(self.split.dataset.key))
+        if store.embedding in self.todo:
+            embedded = mean_embeddings(lm, encoded)
+            check_hidden(embedded, self.split.dataset.sentences, "the input embeddings", lm.dtype)
+            self.write(store.embedding, {"hidden": embedded})
+        layers = [at for at in range(lm.n_layers) if store.hidden(at, method) in self.todo]
+        tree = PrefixTree(lm.model, lm.tokenizer, token_budget) if layers else None
+        if method == "each" and layers:
+            identity = self.files[store.hidden(layers[0], method)]
+            sentences = self.split.dataset.sentences
+            _write_each(tree, encoded, store, lm, identity, self.meta, layers, sentences)
+            return
+        pooled = pool_sentences(tree, encoded, layers, last_token=method == "last") if layers else None
+        for layer in bar(range(lm.n_layers), desc="fitting axes", unit="layer"):
+            if layer in layers:
+                hidden = np.ascontiguousarray(pooled[:, layers.index(layer)])
+                check_hidden(hidden, self.split.dataset.sentences, f"activations of layer {layer}", lm.dtype)
+                self.write(store.hidden(layer, method), {"hidden": hidden})
+            if store.axes(layer) in self.todo:
+                if layer not in layers:
+                    path = store.hidden(layer)
+                    hidden = read(path, self.files[path])["hidden"]
+                axes = fit_layer(hidden, self.split, self.settings, layer)
+                self.write(store.axes(layer), _axes_record(axes, hidden, self.split))
+
+
+def check_hidden(hidden: np.ndarray, sentences: Sequence[str], what: str, dtype: str) -> None:
+    """Raise UserError if a row of ``hidden`` (B, D), one per sentence, is not finite."""
+    bad = ~np.isfinite(hidden).all(axis=1)
+    if bad.any():
+        raise not_finite(what, sentences[int(bad.argmax())], dtype)
+
+
+def not_finite(what: str, sentence: str, dtype: str) -> UserError:
+    """Return the error for activations or logits that are infinite or not a number."""
+    advice = {
+        "float16": "float16 overflows: use --dtype bfloat16 or float32",
+        "bfloat16": "use --dtype float32",
+        "float32": "a wider --dtype than float32 there is not: check the model's weights",
+    }
+    return UserError(
+        f"{what} are not finite in {dtype}, the first at the sentence {sentence!r}: "
+        f"{advice.get(dtype, 'use --dtype float32')}"
+    )
 
 
 def encode_sentences(lm: LoadedModel, dataset: Dataset, prompts: Prompts) -> list[Encoded]:
@@ -171,20 +241,25 @@ def _write_each(
     lm: LoadedModel,
     identity: Mapping[str, Any],
     about: Mapping[str, Any],
+    wanted: Sequence[int] | None = None,
+    sentences: Sequence[str] = (),
 ) -> None:
-    """Write every token's state, as many layers per pass as fit into a gigabyte."""  # fmt: skip
+    """Write every token's state at the ``wanted`` layers, as many per pass as fit into a gigabyte."""
     spans = [[(t, t + 1) for t in range(*e.spans[0])] for e in encoded]
     tokens = sum(len(s) for s in spans)
     offsets = np.cumsum([0, *(len(s) for s in spans)])
+    owners = [sentence for sentence, s in zip(sentences, spans, strict=False) for _ in s]
     width = lm.model.config.get_text_config().hidden_size
     at_once = max(1, BYTES_AT_ONCE // (tokens * width * 4))
     requests = [Request(e.ids, s) for e, s in zip(encoded, spans, strict=True)]
-    for first in bar(range(0, lm.n_layers, at_once), desc="reading every token", unit="pass"):
-        layers = range(first, min(first + at_once, lm.n_layers))
+    wanted = range(lm.n_layers) if wanted is None else wanted
+    for first in bar(range(0, len(wanted), at_once), desc="reading every token", unit="pass"):
+        layers = wanted[first : first + at_once]
         pooled = np.concatenate([reading.pooled for reading in tree.read(requests, layers)])
         for slot, layer in enumerate(layers):
-            record = {"hidden": np.ascontiguousarray(pooled[:, slot]), "offsets": offsets}
-            write(store.hidden(layer, "each"), record, identity, **about)
+            hidden = np.ascontiguousarray(pooled[:, slot])
+            check_hidden(hidden, owners, f"activations of layer {layer}", lm.dtype)
+            write(store.hidden(layer, "each"), {"hidden": hidden, "offsets": offsets}, identity, **about)
 
 
 def load_axes(store: Store, layer: int, identity: Mapping[str, Any] | None = None) -> tuple[AxisSet, dict]:

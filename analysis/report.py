@@ -16,6 +16,7 @@ import numpy as np
 from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.observers import center_and_scale, fit_sizes, kernel, same_n_predictions, word_kernel
 from analysis.prefix_tree import PrefixTree, Request
+from analysis.preparation import not_finite
 from analysis.process_prompts import Encoded, Prompter
 from analysis.store import UnitKey, read
 from analysis.trials import draw_order, report_turns
@@ -26,9 +27,11 @@ OBSERVER_C = 1.0
 """Inverse L2 strength of the observers, see analysis/observers.py."""
 
 
-def report_identity(study: Study, key: UnitKey, reader: str | None = None) -> dict[str, Any]:
+def report_identity(
+    study: Study, key: UnitKey, reader: str | None = None, reader_dtype: str | None = None
+) -> dict[str, Any]:
     """Return what a report unit depends on; ``reader`` is the fingerprint of another model that reads."""
-    more = {} if reader is None else {"reader": reader}
+    more = {} if reader is None else {"reader": reader, "reader_dtype": reader_dtype}
     return unit_identity(study, key, ("report_examples",), **more)
 
 
@@ -114,12 +117,22 @@ class Report:
         encoded = [self.encode(rows, labels, flip, key.levels) for flip in FLIPS]
         requests = [Request(e.ids, logits_at=[place - 1 for place in e.labels]) for e in encoded]
         readings, tokens = read_counted(self.tree, requests, (), self.digits[key.levels])
+        logits = np.stack([reading.logits for reading in readings])
+        self.check_logits(key, rows, logits)
         return {
             "rows": rows,
             "scores": self.study.scores(key.layer, key.axis)[rows],
             "labels": labels,
             "flip": np.array(FLIPS),
-            "logits": np.stack([reading.logits for reading in readings]),  # (2 flips, N, levels)
+            "logits": logits,  # (2 flips, N, levels)
             "observers": self.baselines.predict(key, rows, labels),
             "tokens": tokens,
         }
+
+    def check_logits(self, key: UnitKey, rows: np.ndarray, logits: np.ndarray) -> None:
+        """Raise UserError if logits (2, N, levels) are not finite."""
+        bad = ~np.isfinite(logits).all(axis=(0, 2))
+        if bad.any():
+            sentence = self.study.sentences[rows[int(bad.argmax())]]
+            unit = f"report of {key.axis}, layer {key.layer}, experiment {key.exp}"
+            raise not_finite(f"logits after the last layer ({unit})", sentence, self.lm.dtype)

@@ -11,8 +11,8 @@ from analysis.prefix_tree import PrefixTree
 from analysis.report import Report, report_identity
 from analysis.store import Store, UnitKey
 from configs.layers import choose_layers
-from configs.settings import Settings, as_plain
-from utils import LoadedModel, load_model, model_name
+from configs.settings import Settings
+from utils import LoadedModel, choose_dtype, load_model, model_name
 
 Models = dict[str, LoadedModel]
 
@@ -22,6 +22,14 @@ def _loaded(models: Models | None, name: str, options: dict[str, Any]) -> Loaded
     if name not in known:
         known[name] = load_model(name, **options)
     return known[name]
+
+
+def _check_asked(study: Study, options: dict[str, Any]) -> None:
+    """Raise UserError if --dtype names another precision than the axes have, also if no work is left."""
+    asked = options.get("dtype", "auto")
+    if asked != "auto":
+        choose_dtype(asked, "cpu")  # the error for an unknown name
+        study.check_dtype(asked)
 
 
 def _layers(study: Study, spec: str) -> Sequence[int]:
@@ -54,22 +62,24 @@ def run_control(
         options: device, dtype, attn_implementation of utils.load_model.
 
     Returns:
-        (units done, units kept).
+        (units done here, units that are on disk already or that other processes are doing).
     """  # fmt: skip
     study = open_study(store, settings)
+    _check_asked(study, options)
     keys = unit_keys("imit", study, axes, _layers(study, layer), exps)
 
     def identity(key: UnitKey) -> dict[str, Any]:
         return control_identity(study, key)
 
-    todo = unfinished(store, keys, identity, overwrite)
+    done, todo = 0, unfinished(store, keys, identity, overwrite)
     if todo:
         lm = _loaded(models, store.model, options)
         control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         control.check(todo)
-        about = {"settings": dict(as_plain(settings)), **lm.about, "dataset_key": store.dataset}
-        run_units(store, todo, identity, lambda key: check_finite(control.unit(key), key), about)
-    return len(todo), len(keys) - len(todo)
+        done = run_units(
+            store, todo, identity, lambda key: check_finite(control.unit(key), key), study.meta(lm)
+        )
+    return done, len(keys) - done
 
 
 def report_store(source: Store, reader: str) -> Store:
@@ -96,22 +106,23 @@ def run_report(
     ``reader`` is the model that reads the scores of ``source.model``. Returns also where the units went.
     """  # fmt: skip
     study = open_study(source, settings)
+    same = model_name(reader) == model_name(source.model)
+    if same:
+        _check_asked(study, options)
     keys = unit_keys("pred", study, axes, _layers(study, layer), exps)
     store = report_store(source, reader)
-    same = store is source
     lm = None if same else _loaded(models, reader, options)
-    other = lm.fingerprint if lm else None
+    other = (lm.fingerprint, lm.dtype) if lm else (None, None)
 
     def identity(key: UnitKey) -> dict[str, Any]:
-        return report_identity(study, key, other)
+        return report_identity(study, key, *other)
 
-    todo = unfinished(store, keys, identity, overwrite)
+    done, todo = 0, unfinished(store, keys, identity, overwrite)
     if todo:
         lm = lm or _loaded(models, reader, options)
         if same:
             study.check_model(lm)
         report = Report(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         report.check(todo)
-        about = {"settings": dict(as_plain(settings)), **lm.about, "dataset_key": source.dataset}
-        run_units(store, todo, identity, report.unit, about)
-    return len(todo), len(keys) - len(todo), store
+        done = run_units(store, todo, identity, report.unit, study.meta(lm))
+    return done, len(keys) - done, store

@@ -8,6 +8,8 @@
                               pred_<axis>_layer<l>_exp<e>.pkl report, one unit of work
                               (..._layer<l>_levels<n>_exp<e>.pkl with more than two labels)
                               study_<name>_<axis>_layer<l>.pkl a study of tasks/
+                              <file>.corrupt                  a damaged file that was redone
+                              <file>.lock                     being done, see analysis/claims.py
                               figures/*.png  report.html
 
 Every file is a dict of builtins and numpy arrays with ``meta``; ``meta["identity"]`` holds the settings
@@ -16,6 +18,9 @@ that the content depends on, so that different settings are never mixed.
 
 from __future__ import annotations
 
+import itertools
+import logging
+import os
 import platform
 import re
 import subprocess
@@ -26,7 +31,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from utils import ROOT, UserError, load_pickle, model_name, save_pickle
+from configs.safe_files import disk_errors, one_line
+from utils import ROOT, DamagedFile, UserError, load_pickle, model_name, save_pickle
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
 KINDS = ("imit", "pred")
@@ -51,6 +59,14 @@ def folder_name(name: str) -> str:
     """Return a model or dataset name as one folder name."""
     plain = re.sub(r"[/\\ ]", "_", name.strip("/"))
     return f"_{plain}" if plain in ("", ".", "..") else plain
+
+
+def unit_key(name: str) -> UnitKey | None:
+    """Return the unit whose file has this name, None if it is another file."""
+    match = _UNIT.fullmatch(name)
+    if not match:
+        return None
+    return UnitKey(match[1], match[2], int(match[3]), int(match[5]), int(match[4] or 2))
 
 
 @dataclass(frozen=True)
@@ -105,11 +121,9 @@ class Store:
         """Return the units on disk, sorted; ``axis`` and ``layer`` narrow the list."""
         found = []
         for path in self.folder.glob(f"{kind}_*.pkl"):
-            match = _UNIT.fullmatch(path.name)
-            if match:
-                key = UnitKey(match[1], match[2], int(match[3]), int(match[5]), int(match[4] or 2))
-                if axis in (None, key.axis) and layer in (None, key.layer):
-                    found.append(key)
+            key = unit_key(path.name)
+            if key and axis in (None, key.axis) and layer in (None, key.layer):
+                found.append(key)
         return sorted(found)
 
     def layers(self) -> list[int]:
@@ -119,7 +133,12 @@ class Store:
 
 
 def write(path: Path, record: Mapping[str, Any], identity: Mapping[str, Any], **about: Any) -> None:
-    """Save ``record`` with ``meta``: what the content depends on, and where it came from."""
+    """Save ``record`` with ``meta``: what the content depends on, and where it came from.
+
+    A damaged file of that name is kept under another one, see set_aside.
+    """
+    if path.exists() and _is_damaged(path):
+        set_aside(path)
     save_pickle({"meta": {"identity": dict(identity), **provenance(), **about}, **record}, path)
 
 
@@ -127,15 +146,21 @@ def read(path: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any
     """Load a result; with ``identity``, refuse one that was made with other settings.
 
     Raises:
-        UserError: unreadable, another schema, or other settings (the message names the fields).
+        DamagedFile: not a whole result of this program.
+        UserError: another schema, or other settings (the message names the fields).
     """
     record = load_pickle(path)
     meta = record.get("meta")
     if not isinstance(meta, dict) or not isinstance(meta.get("identity"), dict):
-        raise UserError(f"{path} has no meta data, so it is not a result of this program: move it away")
-    if meta.get("schema") != SCHEMA:
+        raise DamagedFile(path, "it has no meta data")
+    if not _is_small(meta["identity"]):
+        raise DamagedFile(path, "its meta data are not those of a run")
+    schema = meta.get("schema")
+    if type(schema) is not int:
+        raise DamagedFile(path, "its meta data have no schema")
+    if schema != SCHEMA:
         raise UserError(
-            f"{path} has schema {meta.get('schema')!r}, this version reads {SCHEMA}: use the version that "
+            f"{path} has schema {_short(schema)}, this version reads {SCHEMA}: use the version that "
             "wrote it, or another --results folder"
         )
     if identity is not None:
@@ -144,15 +169,61 @@ def read(path: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any
 
 
 def finished(path: Path, identity: Mapping[str, Any], overwrite: bool = False) -> bool:
-    """Return whether ``path`` holds this very work already; other settings are an error."""
+    """Return whether ``path`` holds this very work already; other settings are an error.
+
+    A damaged file is not finished; a warning names it, and :func:`write` sets it aside.
+    """
     if overwrite or not path.exists():
         return False
-    read(path, identity)
+    try:
+        read(path, identity)
+    except DamagedFile as error:
+        log.warning("%s", error.redone)
+        return False
+    except FileNotFoundError:  # another process set it aside just now
+        return False
     return True
 
 
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return what changes when a file is written anew, None if there is none."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def still_needed(path: Path, identity: Mapping[str, Any], before: Stamp | None) -> bool:
+    """Return whether work that was to be done when ``path`` had the stamp ``before`` is still to be done."""
+    return stamp(path) == before or not finished(path, identity)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to ``<name>.corrupt``, ``.corrupt1``, ...: whichever is free; return that."""
+    names = (path.with_name(f"{path.name}.corrupt{number or ''}") for number in itertools.count())
+    with disk_errors(path, "rename"):
+        aside = next(name for name in names if not os.path.lexists(name))
+        os.rename(path, aside)
+    log.warning("%s was damaged: kept as %s and made again", path, aside.name)
+    return aside
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        read(path)
+    except DamagedFile:
+        return True
+    except UserError:  # whole, of another version
+        return False
+    return False
+
+
 def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    keys = [k for k in sorted({*old, *new}) if old.get(k, None) != new.get(k, None)]
+    keys = [k for k in sorted({*old, *new}, key=str) if repr(old.get(k)) != repr(new.get(k))]
     if keys:
         shown = "; ".join(f"{k}: {_short(old.get(k))} there, {_short(new.get(k))} now" for k in keys)
         raise UserError(
@@ -161,9 +232,19 @@ def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None
         )
 
 
+def _is_small(value: object) -> bool:
+    """Return whether a value can be printed: lists that hold each other may have endless text."""
+    left, todo = 10_000, [value]
+    while todo and left:
+        left -= 1
+        one = todo.pop()
+        if isinstance(one, (dict, list, tuple, set, frozenset)):
+            todo += [*one, *one.values()] if isinstance(one, dict) else one
+    return left > 0
+
+
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 48 else text[:45] + "..."
+    return one_line(repr(value), 48)
 
 
 _STATIC: dict[str, Any] = {}
@@ -177,7 +258,7 @@ def provenance() -> dict[str, Any]:
             schema=SCHEMA,
             packages={name: _version(name) for name in _PACKAGES},
             python=platform.python_version(),
-            machine=f"{platform.system()} {platform.machine()}",
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
             git_commit=commit,
             git_dirty=bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         )

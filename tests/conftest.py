@@ -143,11 +143,13 @@ def smollm2() -> LoadedModel:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Give back the log handlers that the scripts replace."""
+    """Give back the log handlers and the level that the scripts, also those of wider fixtures, replace."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root.setLevel(logging.WARNING)
+    handlers = root.handlers[:]
     yield
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture

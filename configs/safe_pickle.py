@@ -1,0 +1,207 @@
+"""Result files as bytes: an ordinary pickle of builtins and numpy arrays, then its checksum.
+
+Reading calls nothing that the file names: only the functions of ``_READERS`` stand behind the names that
+results hold, every other name is refused. Before that, one pass over the pickle's instructions refuses
+lengths and places beyond the file's end, which would otherwise take memory before they are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_END = b"sha256:"  # after the pickle, which ends itself; then the digest of what comes before
+_SMALL = 2**20  # an array without entries has a type, too, however long its texts could be
+_MOST_TUPLES = 50_000  # results hold some hundreds; a hundred thousand inside each other end the interpreter
+
+
+# ---------------------------------------------------------------- names and arrays
+
+
+class _DType:
+    """Stands in for numpy.dtype while reading: plain numbers, booleans and text only."""
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        if not re.fullmatch(r"[biufcSU]\d{1,9}", name):
+            raise pickle.UnpicklingError(f"it holds objects or structures (array type {name!r})")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"it has an array of byte order {state[1]!r}")
+        self.order = state[1]
+
+    def read(self, raw: bytes) -> np.ndarray:
+        dtype = np.dtype(self.order + self.name)
+        if dtype.itemsize > max(len(raw), _SMALL):
+            raise pickle.UnpicklingError(f"it claims {dtype.itemsize} bytes where {len(raw)} are left")
+        return np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)
+
+
+def _scalar(dtype: _DType, raw: bytes = b"") -> Any:
+    return dtype.read(raw)[0] if len(raw) else np.str_()
+
+
+def _array(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *rest: object) -> np.ndarray:
+    return dtype.read(raw).reshape(shape, order=order)
+
+
+class _Reader:
+    """A function that a file can have called, and do nothing else with."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it changes a function")
+
+
+_READERS = {
+    "numpy._core.numeric._frombuffer": _Reader(_array), "numpy.core.numeric._frombuffer": _Reader(_array),
+    "numpy._core.multiarray.scalar": _Reader(_scalar),
+    "numpy.dtype": _DType,
+    "builtins.set": set, "builtins.frozenset": frozenset, "builtins.complex": complex,
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads builtins and numpy arrays with functions of our own; nothing that the file names is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        reader = _READERS.get(f"{module}.{name}")
+        if reader is None:
+            what = "object arrays are refused" if module.startswith("numpy") else "results never contain it"
+            raise pickle.UnpicklingError(f"it names {module}.{name}: {what}")
+        return reader
+
+
+class _Pickler(pickle.Pickler):
+    """Writes every array in one piece, which is the only form that is read back."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return NotImplemented
+        if value.dtype.kind not in "biufcSU":
+            raise TypeError(f"results hold arrays of numbers, booleans and text, not {value.dtype}")
+        whole = value.flags.c_contiguous or value.flags.f_contiguous
+        return NotImplemented if whole else np.ascontiguousarray(value).__reduce_ex__(5)
+
+
+# ---------------------------------------------------------------- instructions
+
+_PREFIX = {  # bytes of the length that stands before an argument of any length
+    pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}  # fmt: skip
+_ARGUMENT = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
+_LINES = {"c": 2, "i": 2}  # GLOBAL and INST: a module and a name
+_STOP, _LONG_PUT, _TEXT_PUT = ord("."), ord("r"), ord("p")
+_TUPLES = {ord(code) for code in "t\x85\x86\x87"}
+
+
+def _check_sizes(data: bytes) -> None:
+    """Raise UnpicklingError for a length or a memo place beyond the end, or far too many tuples."""
+    place, tuples, end = 0, 0, len(data)
+    while place < end:
+        code = data[place]
+        size = _ARGUMENT.get(code)
+        place += 1
+        if size is None:
+            raise pickle.UnpicklingError(f"byte {place - 1} is no pickle instruction")
+        if code == _STOP:
+            return
+        if size == pickletools.UP_TO_NEWLINE:
+            size = _lines(data, place, _LINES.get(chr(code), 1)) - place
+        elif size < 0:
+            prefix = _PREFIX[size]
+            size = prefix + int.from_bytes(data[place : place + prefix], "little")
+        if place + size > end:
+            raise pickle.UnpicklingError(f"it claims {size} bytes where {end - place} are left")
+        if code == _LONG_PUT or code == _TEXT_PUT:
+            argument = data[place : place + size]
+            index = int.from_bytes(argument, "little") if code == _LONG_PUT else int(argument[:20])
+            if index > end:
+                raise pickle.UnpicklingError(f"it claims {index} objects in {end} bytes")
+        tuples += code in _TUPLES
+        if tuples > _MOST_TUPLES:
+            raise pickle.UnpicklingError(f"it holds more than {_MOST_TUPLES} tuples")
+        place += size
+
+
+def _lines(data: bytes, place: int, count: int) -> int:
+    """Return where the argument that ends at the ``count``-th newline ends."""
+    for _ in range(count):
+        place = data.find(b"\n", place) + 1
+        if not place:
+            raise pickle.UnpicklingError("it ends within an instruction")
+    return place
+
+
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, np.ndarray}
+_CONTAINERS = {dict, list, tuple, set, frozenset}
+
+
+def _check_plain(value: object) -> None:
+    """Raise UnpicklingError for what is no builtin or array, such as a function that is only named."""
+    seen: set[int] = set()  # containers may hold each other
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        kind = type(one)
+        if kind in _CONTAINERS:
+            if id(one) not in seen:
+                seen.add(id(one))
+                todo += one
+                if kind is dict:
+                    todo += one.values()
+        elif kind not in _PLAIN and not isinstance(one, np.generic):
+            raise pickle.UnpicklingError(f"it holds a {kind.__name__}: results never contain it")
+
+
+# ---------------------------------------------------------------- the two functions
+
+
+def dumps(record: dict[str, Any]) -> bytes:
+    """Return ``record`` (builtins and numpy arrays) as the bytes of a result file.
+
+    Raises:
+        TypeError: an array of objects, or more than 50,000 tuples, which could not be read back.
+    """
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5).dump(record)
+    payload = stream.getvalue()
+    try:
+        _check_sizes(payload)
+    except pickle.UnpicklingError as error:
+        raise TypeError(f"this record could not be read back: {error}") from None
+    return payload + _END + hashlib.sha256(payload).digest()
+
+
+BROKEN = (
+    pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, MemoryError, TypeError,
+    ValueError, OverflowError, RuntimeError, SystemError,
+)  # fmt: skip
+"""What ``loads`` can raise on a damaged or foreign file."""
+
+
+def loads(content: bytes) -> Any:
+    """Return what ``dumps`` was given; anything else raises one of BROKEN."""
+    payload, end, digest = content.rpartition(_END)
+    if not end or hashlib.sha256(payload).digest() != digest:
+        raise pickle.UnpicklingError("its checksum is missing or wrong")
+    _check_sizes(payload)
+    value = _Unpickler(io.BytesIO(payload)).load()
+    _check_plain(value)
+    return value

@@ -1,0 +1,206 @@
+"""One holder at a time, on any file system, and none that is dead."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import claims
+from analysis.claims import claim, describe, lock_file, process_start
+from analysis.cli import script
+from configs.safe_files import this_host
+from utils import UserError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """What is claimed; it need not exist."""
+    claims._has_flock.cache_clear()
+    return tmp_path / "unit.pkl"
+
+
+@pytest.fixture(
+    params=["flock", *(pytest.param(n, id=errno.errorcode[n]) for n in sorted({*claims._NO_FLOCK}))]
+)
+def any_disk(request, monkeypatch) -> object:
+    """File systems with flock, and without it for each of the reasons (but for claims' own mutex)."""
+    if request.param != "flock":
+        real = fcntl.flock
+
+        def flock(fd: int, how: int) -> None:
+            if "neurofeedback-claims" not in os.readlink(f"/proc/self/fd/{fd}"):
+                raise OSError(request.param, "no locks here")
+            real(fd, how)
+
+        monkeypatch.setattr(claims.fcntl, "flock", flock)
+    return request.param
+
+
+def fork(job: Callable[[], int]) -> int:
+    """Run ``job`` in a child that ends with its return value."""
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            code = job()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def code_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_claim_has_one_holder_and_leaves_nothing(any_disk, path):
+    with claim(path) as mine:
+        assert mine
+        with claim(path) as again:
+            assert not again
+        assert code_of(fork(lambda: int(claimed(path)))) == 0
+        about = json.loads(lock_file(path).read_text())
+        assert (about["host"], about["pid"]) == (this_host(), os.getpid()) and about["since"].startswith("20")
+    assert list(path.parent.iterdir()) == []
+    assert claimed(path)
+
+
+def claimed(path: Path) -> bool:
+    with claim(path) as mine:
+        return mine
+
+
+def test_the_claim_of_a_killed_process_is_taken_over_at_once(any_disk, path):
+    def hold() -> int:
+        with claim(path):
+            (path.parent / "held").touch()
+            time.sleep(60)
+        return 0
+
+    pid = fork(hold)
+    while not (path.parent / "held").exists():
+        time.sleep(0.005)
+    assert not claimed(path)
+    os.kill(pid, signal.SIGKILL)
+    assert code_of(pid) == -signal.SIGKILL
+    assert lock_file(path).exists()
+    assert claimed(path) and not lock_file(path).exists()
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_many_that_find_a_stale_lock_one_takes_it(any_disk, path, round_):
+    stale = {"host": this_host(), "pid": os.getpid(), "start": "another boot 1", "kept_by": "name"}
+    lock_file(path).write_text(json.dumps(stale))
+    go, tried = time.monotonic() + 0.03, path.parent / "tried"
+    tried.mkdir()
+
+    def contend() -> int:
+        while time.monotonic() < go:
+            pass
+        with claim(path) as mine:
+            (tried / str(os.getpid())).touch()
+            while mine and len(list(tried.iterdir())) < 4:
+                time.sleep(0.005)
+            return int(mine)
+
+    assert sum(map(code_of, [fork(contend) for _ in range(4)])) == 1
+
+
+def test_a_lock_file_made_anew_between_opening_and_locking_is_noticed(path, monkeypatch):
+    """The one that is locked first is no longer the one of that name: two processes would hold a claim."""
+    real, seen = fcntl.flock, []
+
+    def late(fd: int, how: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(lock_file(path)) and not seen:
+            seen.append(os.fstat(fd).st_ino)
+            lock_file(path).rename(path.parent / "kept, so that its number is not used again")
+        real(fd, how)
+
+    monkeypatch.setattr(claims.fcntl, "flock", late)
+    with claim(path) as mine:
+        assert mine and lock_file(path).stat().st_ino not in seen
+        assert not claimed(path)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"host": "elsewhere", "pid": 7, "since": "1999", "kept_by": "name"}', ""]
+)
+@pytest.mark.parametrize("any_disk", [errno.ENOLCK, "flock"], indirect=True)
+def test_a_lock_of_another_machine_stays_and_is_named(any_disk, path, content):
+    if any_disk == "flock" and not content:
+        pytest.skip("an empty file that nobody locks is free")
+    lock_file(path).write_text(content)
+    assert not claimed(path)
+    assert lock_file(path).read_text() == content
+    words = describe(lock_file(path))
+    assert str(lock_file(path)) in words and "delete the file if that process is gone" in words
+    assert not content or "process 7 on elsewhere since 1999" in words
+
+
+@pytest.mark.parametrize("any_disk", [errno.ENOLCK, "flock"], indirect=True)
+def test_waiting_ends_when_the_holder_is_through_and_is_logged(any_disk, path, caplog):
+    def hold() -> int:
+        with claim(path):
+            (path.parent / "held").touch()
+            time.sleep(0.3)
+        return 0
+
+    pid = fork(hold)
+    while not (path.parent / "held").exists():
+        time.sleep(0.005)
+    with caplog.at_level(logging.INFO), claim(path, wait=True) as mine:
+        assert mine
+    assert code_of(pid) == 0
+    assert f"waiting for another process: {lock_file(path)} (process {pid}" in caplog.text
+
+
+def test_a_signal_while_a_claim_is_taken_or_freed_leaves_no_lock(any_disk, path, monkeypatch, capsys):
+    for name in ("ftruncate", "close"):
+        real = getattr(os, name)
+
+        def interrupted(*args: object, real=real) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            real(*args)
+
+        @script
+        def main(argv=None, name=name, interrupted=interrupted) -> int:
+            with claim(path.with_name("warm up")), monkeypatch.context() as patch:
+                patch.setattr(claims.os, name, interrupted)
+                with claim(path):
+                    patch.undo()
+                    if name == "close":
+                        patch.setattr(claims.os, name, interrupted)
+            return 0
+
+        assert main() == 143
+        assert "resume" in capsys.readouterr().err
+        assert list(path.parent.iterdir()) == [] and claimed(path)
+
+
+def test_a_number_used_again_is_another_process():
+    first = fork(lambda: time.sleep(30) or 0)
+    assert process_start(first) not in (None, process_start(os.getpid()))
+    os.kill(first, signal.SIGKILL)
+    time.sleep(0.05)
+    assert process_start(first) is None  # not waited for yet
+    code_of(first)
+    assert process_start(first) is None
+
+
+def test_a_disk_that_refuses_the_lock_is_named(path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    assert claimed(path)
+    monkeypatch.setattr(claims.os, "pwrite", full)
+    with pytest.raises(UserError, match="unit.pkl.lock"):
+        claimed(path)
+    assert list(path.parent.iterdir()) == []

@@ -2,6 +2,7 @@
 # make test   install, then lint and tests
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 STYLE := --isolated --line-length 110
 
@@ -11,7 +12,7 @@ demo: $(VENV)/.installed
 	$(PY) neurofeedback.py
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -n auto --dist loadfile -m "not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -n $(WORKERS) --dist loadfile -m "not gpu"
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W .

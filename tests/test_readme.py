@@ -91,3 +91,11 @@ def test_files_that_the_readme_links_to_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_tests_that_the_readme_names_exist():
+    names = re.findall(r"`(test_\w+\.py)`", TEXT)
+    assert len(names) > 10
+    sources = {name: (ROOT / "tests" / name).read_text(encoding="utf-8") for name in names}
+    for name in re.findall(r"`(test_\w+?)_?(?:\.\.\.)?`", TEXT.replace(".py`", "`PY")):
+        assert any(f"def {name}" in source for source in sources.values()) or f"{name}.py" in sources, name

@@ -14,22 +14,17 @@ Everything is fitted in float64 on one singular value decomposition and kept as 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import svd
-from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
+from analysis.solvers import logistic, mean_difference, svd_rotation
 from utils import UserError, generator, unknown
 
 THRESHOLDS = ("median", "zero")
-_MAX_ITER = 200
-_TOL = 1e-8
-_GRADIENT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -173,16 +168,16 @@ def fit_axes(
     labels = _check(hidden, labels, threshold, layer)
     data = np.asarray(hidden, dtype=np.float64)
     mean = data.mean(axis=0)
-    rotated, basis = _svd(data, mean, layer)
+    rotated, basis = svd_rotation(data, mean, layer)
     power = (rotated**2).sum(axis=0)
     features = rotated / np.sqrt(power.sum() / data.size)
-    vectors = {"lr": _logistic(features, labels, lr_c, "lr", layer) @ basis}
-    vectors["meandiff"] = _meandiff(features, labels, "meandiff", layer) @ basis
+    vectors = {"lr": logistic(features, labels, lr_c, "lr", layer) @ basis}
+    vectors["meandiff"] = mean_difference(features, labels, "meandiff", layer) @ basis
     for s in range(n_random):
         vectors[f"random{s}"] = generator(seed, "random", s, layer).standard_normal(data.shape[1])
     for s in range(n_shuffled):
         name, mixed = f"lr_shuffled{s}", generator(seed, "lr_shuffled", s, layer).permutation(labels)
-        vectors[name] = _logistic(features, mixed, lr_c, name, layer) @ basis
+        vectors[name] = logistic(features, mixed, lr_c, name, layer) @ basis
     vectors |= {f"pc{k}": vector for k, vector in enumerate(basis[:max_pc], start=1)}
     return _finish(vectors, data, mean, labels, power / power.sum(), threshold, layer)
 
@@ -212,63 +207,6 @@ def _check(hidden: np.ndarray, labels: np.ndarray, threshold: str, layer: int) -
             f"{bad.argmax()}: read the model again with --dtype float32 or bfloat16"
         )
     return labels.astype(np.int64)
-
-
-def _svd(data: np.ndarray, mean: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates (N, R) of the centred data and the principal components (R, D) they refer to.
-
-    The sign is scikit-learn's: the largest entry of each component is positive. The data are decomposed
-    directly: the eigenvectors of their Gram matrix would lose half of the digits, and with activations
-    whose largest component outweighs the others, the small components altogether.
-    """
-    left, singular, basis = svd(data - mean, full_matrices=False, check_finite=False)
-    # what rounding leaves of a direction without variance, also where the mean dwarfs the deviations
-    size = np.hypot(singular[0], np.linalg.norm(mean) * np.sqrt(len(data)))
-    rank = min((singular > size * max(data.shape) * np.finfo(np.float64).eps).sum(), len(data) - 1)
-    if rank == 0:
-        raise UserError(f"layer {layer}: all fitting sentences have the same hidden state: check the layer")
-    signs = np.sign(basis[np.arange(rank), np.abs(basis[:rank]).argmax(axis=1)])
-    return left[:, :rank] * (singular[:rank] * signs), basis[:rank] * signs[:, None]
-
-
-def _meandiff(features: np.ndarray, labels: np.ndarray, name: str, layer: int) -> np.ndarray:
-    difference = features[labels == 1].mean(axis=0) - features[labels == 0].mean(axis=0)
-    if not np.linalg.norm(difference) > 1e-12:  # features have deviations near 1
-        raise UserError(
-            f"axis {name!r} of layer {layer} has no direction, both labels have the same mean hidden state: "
-            "check that the labels belong to the sentences, or fit on more of them"
-        )
-    return difference
-
-
-def _logistic(features: np.ndarray, labels: np.ndarray, c: float, name: str, layer: int) -> np.ndarray:
-    """Return the weights (R,) that minimise |w|^2 / 2 + c * (sum of log losses), intercept free.
-
-    The loss is strongly convex in w, so that |w - optimum| <= |gradient|: a gradient that is small next
-    to |w| bounds the angle to the optimum, which the solver's own stopping rule does not.
-
-    Raises:
-        UserError: the gradient is not that small.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    _meandiff(features, labels, name, layer)  # without a difference the optimum is w = 0
-    tol = _TOL / max(1.0, c * len(labels))  # the solver divides the loss by c N
-    model = LogisticRegression(C=c, solver="newton-cholesky", tol=tol, max_iter=_MAX_ITER)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # judged below, with the layer's name
-        weights = model.fit(features, labels).coef_[0]
-    side = 2.0 * labels - 1.0
-    # expit of the negative margin keeps its digits where 1 - expit(margin) would round to 0
-    missing = expit(-side * (features @ weights + model.intercept_[0]))
-    gradient = np.linalg.norm(weights - c * features.T @ (side * missing))
-    if model.n_iter_[0] >= _MAX_ITER or not gradient <= _GRADIENT * np.linalg.norm(weights):
-        raise UserError(
-            f"axis {name!r} of layer {layer}: the logistic regression did not converge in "
-            f"{model.n_iter_[0]} steps (gradient {gradient:.1e}): lower lr_c, now {c:g}"
-        )
-    return weights
 
 
 def _finish(

@@ -91,8 +91,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def run_sizes(device: str, dtype: str, token_budget: int | None) -> tuple[str, int]:
     """Return dtype and tokens per forward call of a run with these flags, as load_model and PrefixTree do."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", "map") else device
-    name = str(choose_dtype(dtype, kind)).removeprefix("torch.")
-    return name, token_budget or (512 if kind == "cpu" else 4096)
+    tokens = token_budget or (512 if kind == "cpu" else 4096)
+    return str(choose_dtype(dtype, kind)).removeprefix("torch."), tokens
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,8 @@ class Stage:
     on_disk: int = 0
 
 
-_HEAD = f"{'to do':>21}{'on disk':>9}{'tokens/unit':>13}{'tokens':>16}{'plain':>16}{'saved':>9}"
-_HEAD += f"{'replies':>14}{'TFLOP':>11}"
+_WIDTHS = {"to do": 21, "on disk": 9, "tokens/unit": 13, "tokens": 16, "plain": 16, "saved": 9}
+_HEAD = "".join(f"{name:>{width}}" for name, width in ({**_WIDTHS, "replies": 14, "TFLOP": 11}).items())
 
 
 def describe(model: str, shape: Shape, stages: Sequence[Stage], dtype: str, token_budget: int) -> str:

@@ -14,33 +14,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.cli import (
-    add_run_flags,
-    base_parser,
-    natural,
-    positive,
-    script,
-    settings_from,
-    setup_logging,
-    store_from,
-)
-from utils import UserError
+from analysis.cli import add_run_flags, base_parser, natural, positive, script
+from analysis.steered_study import run_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.causal import CurveSizes
     from analysis.experiment import Study
-    from analysis.prefix_tree import PrefixTree
     from analysis.resampling import MeanCI
-    from utils import LoadedModel
-
-    Load = Callable[[], tuple[LoadedModel, PrefixTree]]
+    from analysis.steered_study import Load
 
 Row = dict[str, Any]
 ALPHA = 0.05
@@ -202,28 +189,7 @@ def _as_row(fit: Row) -> Row:
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the validation curve; see the module's docstring."""
-    args = parse_args(argv)
-    setup_logging(args.log_level)
-    if args.dry_run:
-        raise UserError("this study has no --dry_run: give a small --n_experiments instead")
-    settings = settings_from(args, args.model)
-
-    from analysis.experiment import open_study
-    from analysis.prefix_tree import PrefixTree
-    from configs.layers import choose_layers
-    from utils import load_model
-
-    study = open_study(store_from(args, args.model), settings)
-
-    @cache
-    def load() -> tuple[LoadedModel, PrefixTree]:
-        lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
-        study.check_model(lm)
-        return lm, PrefixTree(lm.model, lm.tokenizer, args.token_budget)
-
-    for layer in choose_layers(settings.layer, args.model, len(study.layers)):
-        run_layer(args, study, layer, load)
-    return 0
+    return run_layers(parse_args(argv), run_layer)
 
 
 if __name__ == "__main__":

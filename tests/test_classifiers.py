@@ -6,7 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from analysis.classifiers import AxisSet, _logistic, _svd, fit_axes
+from analysis.classifiers import AxisSet, fit_axes
+from analysis.solvers import logistic, svd_rotation
 from utils import UserError, generator, load_pickle, save_pickle
 
 SQUARE = np.array([[9.0, -6.0], [9, 2], [13, -6], [13, 2]])  # mean (11, -2), deviations 2 and 4
@@ -112,8 +113,8 @@ def test_lr_is_scikit_learns_on_the_unrotated_data(make, lr_c):
     scaled = centred / np.sqrt(centred.var(axis=0).mean())
     plain = LogisticRegression(C=lr_c, solver="lbfgs", tol=1e-10, max_iter=100_000)
     plain = plain.fit(scaled, labels).coef_[0]
-    rotated, basis = _svd(scaled, scaled.mean(axis=0), layer=0)
-    weights = _logistic(rotated, labels, lr_c, "lr", layer=0) @ basis
+    rotated, basis = svd_rotation(scaled, scaled.mean(axis=0), layer=0)
+    weights = logistic(rotated, labels, lr_c, "lr", layer=0) @ basis
     np.testing.assert_allclose(weights, plain, atol=2e-6 * np.linalg.norm(plain))
     axes = fit(data, labels, lr_c=lr_c)
     found = axes.directions[axes.index("lr")].astype(np.float64)
@@ -250,7 +251,7 @@ def test_hidden_states_of_another_size_cannot_be_scored():
 
 
 def test_a_regression_that_does_not_converge_names_axis_and_layer(monkeypatch):
-    monkeypatch.setattr("analysis.classifiers._MAX_ITER", 2)
+    monkeypatch.setattr("analysis.solvers._MAX_ITER", 2)
     data, labels, _ = noise_and_labels(50, 80)
     with pytest.raises(UserError, match="'lr' of layer 3.*did not converge.*lr_c"):
         fit(data, labels, lr_c=100.0)

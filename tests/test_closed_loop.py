@@ -7,33 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import neurofeedback
 from analysis import closed_loop, loop_prompts
 from analysis.closed_loop import ClosedLoop, fed_back, given_labels, loop_path, loop_trials, normalised
-from analysis.dialogues import Dialogues, Forwarded
+from analysis.dialogues import Forwarded
 from analysis.experiment import Study, open_study
 from analysis.loop_effects import (
-    build_series,
     comparison_table,
     drift_table,
     load_series,
-    slopes,
-    thirds,
     turn_table,
 )
-from analysis.loop_prompts import NO_SCORE, Continued
+from analysis.loop_prompts import NO_SCORE
 from analysis.loop_runs import run_loop
 from analysis.loop_sizes import ARMS, Loop
 from analysis.prefix_tree import PrefixTree
 from analysis.preparation import prepare
-from analysis.process_prompts import Prompter, Turn, sentence_turn
 from analysis.replies import Reply, Sampling
 from analysis.store import Store, UnitKey, read
-from analysis.trie import build_trie
 from configs.settings import Settings
-from tests.conftest import ARCHITECTURES, TEMPLATES, make_model, make_tokenizer
 from utils import LoadedModel, UserError
 
 SETTINGS = Settings(
@@ -51,81 +44,6 @@ def study(tiny_lm: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Stu
 
 def closed(lm: LoadedModel, study: Study, loop: Loop) -> ClosedLoop:
     return ClosedLoop(lm, study, PrefixTree(lm.model, lm.tokenizer, packed=True), loop)
-
-
-# ---------------------------------------------------------------- one cache
-
-
-def plain_states(model: torch.nn.Module, ids: np.ndarray, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (T, D) after a block and the last logits, by one pass over everything, without engine code."""
-    found = []
-    handle = model.base_model.layers[layer].register_forward_hook(
-        lambda m, i, out: found.append(out if torch.is_tensor(out) else out[0])
-    )
-    with torch.no_grad():
-        logits = model(torch.tensor(ids[None])).logits[0, -1]
-    handle.remove()
-    return found[0][0], logits
-
-
-ENDS_IN_A_SCORE = ("We ", "left", ".", " [", "Sc", "ore", ":")
-
-
-@pytest.mark.parametrize(("kind", "budget"), list(zip(ARCHITECTURES, (16, 512, 16, 512, 16), strict=True)))
-def test_every_turn_equals_forwarding_the_whole_conversation_again(kind, budget, tokenizer, rng):
-    model = make_model(ARCHITECTURES[kind])
-    tree = PrefixTree(model, tokenizer, budget, packed=True)
-    trunk = rng.integers(11, 500, 30)
-    openings = [np.concatenate([trunk[:20], rng.integers(11, 500, n)]) for n in (3, 9)] + [trunk, trunk]
-    talk = Dialogues(tree, openings, [1, 3], room=400)
-    for turn in range(3):
-        if turn == 1:  # from here on, replies end in a score text of four tokens
-            tree.decode = lambda ids: "".join(ENDS_IN_A_SCORE[: len(ids)])
-        before = [talk.ids(b) for b in range(4)]
-        said = talk.write([Sampling(8, 0.9, (turn, b)) for b in range(4)])
-        for b, (reply, mean) in enumerate(said):
-            ids = talk.ids(b)
-            written = reply.ids[: reply.stop]
-            np.testing.assert_array_equal(ids, [*before[b], *written])
-            if reply.stop > reply.start:
-                for slot, layer in enumerate((1, 3)):
-                    states, _ = plain_states(model, ids, layer)
-                    own = states[len(before[b]) + reply.start : len(ids)].mean(0).numpy()
-                    np.testing.assert_allclose(mean[slot], own, rtol=1e-4, atol=1e-4 * np.abs(own).max())
-        talk.add([rng.integers(11, 500, 2 + b) for b in range(4)])
-        for b in range(4):
-            _, logits = plain_states(model, talk.ids(b), 0)
-            assert (talk.logits[b] - logits).abs().max() < 1e-4 * logits.abs().max()
-    tokens, kept = talk.tokens, sum(len(talk.ids(b)) - len(openings[b]) for b in range(4))
-    assert tokens.opening == len(build_trie(openings)) and tokens.dropped > 6
-    assert tokens.added + tokens.written == kept + tokens.dropped
-    assert talk.used == tokens.opening + tokens.added + tokens.written  # a slot is a token forwarded
-    assert tokens.replayed > 1.5 * talk.used
-
-
-def test_a_model_that_cannot_be_packed_is_refused(tiny_lm):
-    tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False)
-    with pytest.raises(UserError, match="another model"):
-        Dialogues(tree, [np.array([5, 6])], [0], room=4)
-
-
-@pytest.mark.parametrize("name", list(TEMPLATES))
-def test_a_conversation_goes_on_as_the_template_renders_it(name):
-    prompter = Prompter(make_tokenizer(TEMPLATES[name]), "org/tiny")
-    continued = Continued(prompter)
-    turns = [Turn("system", "Be kind."), Turn("user", "Say something.")]
-    more = [*turns, sentence_turn("We helped her."), Turn("user", "[Score: 1] Go on.")]
-    whole = prompter.encode(more, reply=True)
-    (start, stop), opening = whole.spans[0], continued.opening(turns)
-    np.testing.assert_array_equal(whole.ids[: len(opening)], opening)
-    assert start - len(opening) <= ("mistral" in name)  # a blank, which the model writes itself
-    np.testing.assert_array_equal(whole.ids[stop:], continued.message("[Score: 1] Go on."))
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    prompter = Prompter(make_tokenizer("{{ messages | length }}" + TEMPLATES["chatml"]), "org/tiny")
-    with pytest.raises(UserError, match="changes earlier turns"):
-        Continued(prompter)
 
 
 # ---------------------------------------------------------------- what is shown
@@ -326,39 +244,6 @@ def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
     assert [row["arm"] for row in rates] == list(ARMS) and "loop_drift" in (folder / "index.html").read_text()
     assert neurofeedback.main([*argv, "--loop", "4"]) == 2
     assert "turns: 3 there, 4 now" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def test_slopes_are_least_squares_over_the_turns_that_are_known(rng):
-    values = rng.normal(size=(3, 5))
-    values[1, 2] = values[2, 1:] = np.nan
-    known = [0, 1, 3, 4]
-    expected = [np.polyfit(range(5), values[0], 1)[0], np.polyfit(known, values[1, known], 1)[0], np.nan]
-    np.testing.assert_allclose(slopes(values), expected)
-
-
-def test_thirds_compare_the_ends_and_at_least_one_turn():
-    np.testing.assert_allclose(thirds(np.array([[1.0, 3, 9, 9, 5, np.nan]])), [5 - 2])
-    np.testing.assert_allclose(thirds(np.array([2.0, 0, 0, 5])), 3)
-
-
-def test_turns_that_do_not_comply_are_left_out_of_scores_and_stay_counted():
-    trials, shape = loop_trials(("true",), 2), (4, 3)
-    record = {
-        "arm": ["true"] * 4, "flip": np.array([t.flip for t in trials]),
-        "want": np.array([t.want for t in trials]), "score": np.ones(shape), "complied": np.ones(shape, bool),
-        "empty": np.zeros(shape, bool), "cut": np.zeros(shape, bool), "copy_rate": np.zeros(shape),
-        "label": np.ones(shape, int), "shown": np.ones((4, 2), int),
-    }  # fmt: skip
-    record["label"][2] = 0, NO_SCORE, 0
-    record["complied"][2, 1] = False  # mirrored labels, low target: high wanted
-    series = build_series("lr", 2, 2, "repeat", ("true",), [record, record])
-    assert np.argwhere(np.isnan(series.scores)).tolist() == [[e, 0, 1, 1, 1] for e in (0, 1)]
-    row = drift_table([series])[0]
-    assert row["upper"] == pytest.approx(9 / 11) and row["same"] == 1
-    assert (row["complied"], row["recorded"], row["slope"]) == (22, 24, 0.0)
 
 
 # ---------------------------------------------------------------- mistakes

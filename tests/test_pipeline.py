@@ -259,10 +259,8 @@ def test_a_planted_effect_is_measured_as_large_as_it_is(planted_data, tokenizer,
     control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer))
     key = UnitKey("imit", "meandiff", 1, 0)
     record = control.unit(key)
-    column = record["affected"].index("meandiff")
-    unflipped = ~record["flip"]
-    high = record["scores"][unflipped & (record["want"] == 1), column]
-    low = record["scores"][unflipped & (record["want"] == 0), column]
+    scores, unflipped = record["scores"][:, record["affected"].index("meandiff")], ~record["flip"]
+    high, low = (scores[unflipped & (record["want"] == want)] for want in (1, 0))
     # what it should be, by one plain forward pass per prompt and the definition of the score
     axes = study.axes(1)
     rows, labels, trials = control.order(0), np.zeros(1, int), control_trials((0,), ("inactive",))

@@ -1,0 +1,44 @@
+"""What the studies share that steer a model: one study per layer, the model loaded when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from analysis.cli import settings_from, setup_logging, store_from
+from utils import UserError
+
+if TYPE_CHECKING:
+    from analysis.experiment import Study
+    from analysis.prefix_tree import PrefixTree
+    from utils import LoadedModel
+
+Load = Callable[[], "tuple[LoadedModel, PrefixTree]"]
+"""Returns the model and its engine; loads them at the first call."""
+
+
+def run_layers(args: argparse.Namespace, run: Callable[[argparse.Namespace, Study, int, Load], None]) -> int:
+    """Call ``run`` for every layer that ``--layer`` names; see add_run_flags for ``args``."""
+    setup_logging(args.log_level)
+    if args.dry_run:
+        raise UserError("this study has no --dry_run: give a small --n_experiments instead")
+    settings = settings_from(args, args.model)
+
+    from analysis.experiment import open_study
+    from analysis.prefix_tree import PrefixTree
+    from configs.layers import choose_layers
+    from utils import load_model
+
+    study = open_study(store_from(args, args.model), settings)
+
+    @cache
+    def load() -> tuple[LoadedModel, PrefixTree]:
+        lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
+        study.check_model(lm)
+        return lm, PrefixTree(lm.model, lm.tokenizer, args.token_budget)
+
+    for layer in choose_layers(settings.layer, args.model, len(study.layers)):
+        run(args, study, layer, load)
+    return 0

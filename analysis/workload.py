@@ -91,8 +91,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def run_sizes(device: str, dtype: str, token_budget: int | None) -> tuple[str, int]:
     """Return dtype and tokens per forward call of a run with these flags, as load_model and PrefixTree do."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", "map") else device
-    tokens = token_budget or (512 if kind == "cpu" else 4096)
-    return str(choose_dtype(dtype, kind)).removeprefix("torch."), tokens
+    return str(choose_dtype(dtype, kind))[len("torch.") :], token_budget or (512 if kind == "cpu" else 4096)
 
 
 @dataclass(frozen=True)

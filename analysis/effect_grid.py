@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -192,11 +193,14 @@ def _moments(
 # ---------------------------------------------------------------- resampling
 
 
+@lru_cache(maxsize=8)
 def times_drawn(n: int, n_boot: int, seed: int) -> np.ndarray:
     """Return (n, n_boot): how often each resample of ``resampling.bootstrap_ci`` draws each experiment."""
     drawn = np.random.default_rng(seed).integers(n, size=(n_boot, n))
     place = drawn + n * np.arange(n_boot)[:, None]
-    return np.bincount(place.ravel(), minlength=n_boot * n).reshape(n_boot, n).T.astype(np.float64)
+    times = np.bincount(place.ravel(), minlength=n_boot * n).reshape(n_boot, n).T.astype(np.float64)
+    times.flags.writeable = False  # shared by all calls
+    return times
 
 
 def bca_interval(values: np.ndarray, jackknife: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -252,9 +256,14 @@ def _all_signs(n: int) -> np.ndarray:
 
 def _random_signs(n: int, cells: int, seed: int) -> Iterator[np.ndarray]:
     """Yield the patterns that ``resampling.sign_flip_p`` draws, so many at once that ``cells`` sums fit."""
-    rng, step = np.random.default_rng(seed), max(1, _CHUNK // max(n, cells))
+    step = max(1, _CHUNK // max(n, cells))
     for start in range(0, _N_PERM, step):
-        yield 1.0 - 2.0 * rng.integers(2, size=(min(step, _N_PERM - start), n))
+        yield 1.0 - 2.0 * _bits(n, seed)[start : start + step]
+
+
+@lru_cache(maxsize=8)
+def _bits(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(2, size=(_N_PERM, n)).astype(np.int8)
 
 
 def _chunks(n_experiments: np.ndarray, width: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -7,6 +7,7 @@ NaN stands for a missing value. A result is NaN where the data do not define it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -132,12 +133,19 @@ def mean_ci(values: np.ndarray, level: float = 0.95, n_boot: int = 2000, seed: i
     tails = ((1 - level) / 2, (1 + level) / 2)
     if len(flat) >= 2:
         # how often each experiment is drawn: a resampled mean is then a matrix product
-        times = np.random.default_rng(seed).multinomial(len(flat), np.full(len(flat), 1 / len(flat)), n_boot)
+        times = _times_drawn(len(flat), n_boot, seed)
         with np.errstate(invalid="ignore"):
             centred = np.where(present, flat - mean, 0.0)  # equal values give a width of exactly 0
             low, high = _interval(mean + (times @ centred) / (times @ present), tails)
     low, high = (np.where(n >= 2, edge, np.nan) for edge in (low, high))
     return MeanCI(*(part.reshape(shape) for part in (mean, low, high, n)))
+
+
+@lru_cache(maxsize=8)
+def _times_drawn(n: int, n_boot: int, seed: int) -> np.ndarray:
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_boot).astype(np.float64)
+    times.flags.writeable = False  # shared by all calls
+    return times
 
 
 def sign_flip_p(diff: np.ndarray, n_perm: int = 10_000, seed: int = 0) -> float:

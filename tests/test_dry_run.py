@@ -76,3 +76,28 @@ def test_a_config_sweeps_over_models_and_datasets_and_flags_win(flags, tiny_fold
     assert models == [str(tiny_folder)] * 2 + [str(other)] * 2
     assert neurofeedback.main([*sweep, "--model", str(other), "--dataset", "true_false"]) == 0
     assert re.findall(r"^model +(\S+):", capsys.readouterr().out, re.MULTILINE) == [str(other)]
+
+
+def test_a_dry_run_learns_the_time_from_units_on_disk(flags, tiny_folder, tmp_path, capsys):
+    """Units of 1,800 s on one GPU and 2,700 s on two, 22 to do: 1 hour each, as many tasks of an hour."""
+    from utils import load_pickle, save_pickle
+
+    assert main_prep.main(flags) == 0
+    argv = [*flags, "--clf", "lr", "--pc", "1", "--imit_exp_end", "-1"]
+    assert main_imitexp.main([*argv, "--dry_run"]) == 0
+    unknown = capsys.readouterr().out.splitlines()[-1]
+    assert unknown.startswith("time     control: not known") and "with --shard 1/24 in place" in unknown
+    store = Store(tmp_path / "results", str(tiny_folder), "commonsense")
+    for shard, seconds, device in (("1/24", 1800.0, "cuda:0"), ("2/24", 2700.0, "cuda:0, cuda:1")):
+        before = store.units("imit")
+        assert main_imitexp.main([*argv, "--shard", shard]) == 0
+        (new,) = set(store.units("imit")) - set(before)
+        record = load_pickle(store.unit(new))
+        record["seconds"], record["meta"]["device"] = seconds, device
+        save_pickle(record, store.unit(new))
+    assert main_imitexp.main([*argv, "--dry_run"]) == 0
+    known = capsys.readouterr().out.splitlines()[-1]
+    assert "control: 22.0 GPU-hours (22 units of 3,600.0 s, the mean of 2 on disk)" in known
+    assert known.endswith("; sbatch --array=1-22 is 60.0 minutes a task")
+    assert main_imitexp.main([*argv, "--dry_run", "--shard", "3/12"]) == 0
+    assert "2.0 GPU-hours (2 units of 3,600.0 s, the mean of 2 on disk)" in capsys.readouterr().out

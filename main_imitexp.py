@@ -12,10 +12,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from analysis import shards
 from analysis.cli import (
     add_axis_flags,
     add_experiment_flags,
     add_run_flags,
+    add_shard_flag,
     base_parser,
     chosen_axes,
     experiment_range,
@@ -34,6 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
     add_run_flags(parser)
+    add_shard_flag(parser)
     add_axis_flags(parser)
     add_experiment_flags(parser, "imit")
     parser.add_argument(
@@ -56,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         from analysis.dry_run import dry_run
 
-        print(dry_run(store, ["control"], *grid, **run_options(args)))
+        plan = dry_run(store, ["control"], *grid, shard=shards.asked(args.shard), **run_options(args))
+        if shards.is_main():
+            print(plan)
         return 0
     from analysis.runs import run_control
 
-    done, kept = run_control(store, *grid, **run_options(args))
+    done, kept = run_control(store, *grid, shard=shards.current(args.shard), **run_options(args))
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0
 

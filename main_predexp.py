@@ -13,10 +13,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from analysis import shards
 from analysis.cli import (
     add_axis_flags,
     add_experiment_flags,
     add_run_flags,
+    add_shard_flag,
     base_parser,
     chosen_axes,
     experiment_range,
@@ -40,6 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--config_e", help="model that reads and reports them (default: the same)")
     add_run_flags(parser)
+    add_shard_flag(parser)
     add_axis_flags(parser)
     add_experiment_flags(parser, "pred")
     parser.add_argument(
@@ -62,11 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         from analysis.dry_run import dry_run
 
-        print(dry_run(source, ["report"], *grid, reader=reader, **run_options(args)))
+        plan = dry_run(
+            source, ["report"], *grid, reader=reader, shard=shards.asked(args.shard), **run_options(args)
+        )
+        if shards.is_main():
+            print(plan)
         return 0
     from analysis.runs import run_report
 
-    done, kept, store = run_report(source, reader, *grid, **run_options(args))
+    done, kept, store = run_report(
+        source, reader, *grid, shard=shards.current(args.shard), **run_options(args)
+    )
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0
 

@@ -8,11 +8,15 @@ Try     python main_prep.py --model smollm2 --dataset commonsense --process_hidd
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from analysis import shards
 from analysis.cli import (
     add_run_flags,
+    add_shard_flag,
     base_parser,
+    loading_options,
     run_options,
     script,
     settings_from,
@@ -20,12 +24,15 @@ from analysis.cli import (
     store_from,
 )
 
+log = logging.getLogger("main_prep")
+
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the preparation; see the module's docstring."""
     parser = base_parser(__doc__)
     add_run_flags(parser)
+    add_shard_flag(parser)
     parser.add_argument(
         "--process_hidden_method", choices=("pcascore", "mean", "last", "each"), default="pcascore",
         help="pcascore: sentence means, axes and scores; mean, last, each: hidden states only, over the "
@@ -39,9 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         from analysis.dry_run import dry_run
 
-        print(
-            dry_run(store, ["preparation"], settings, method=args.process_hidden_method, **run_options(args))
-        )
+        plan = dry_run(
+            store, ["preparation"], settings, method=args.process_hidden_method,
+            shard=shards.asked(args.shard), **run_options(args),
+        )  # fmt: skip
+        if shards.is_main():
+            print(plan)
+        return 0
+    if shards.current(args.shard).index > 1:
+        log.info("the preparation is one unit of work, done by the first shard: nothing to do here")
         return 0
     from analysis.preparation import prepare
     from data.load import read_dataset
@@ -49,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     read_dataset(args.dataset)  # its mistakes show before a large model is loaded
 
-    lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
+    lm = load_model(args.model, **loading_options(args))
     prepare(
         lm, args.dataset, settings, store,
         method=args.process_hidden_method, token_budget=args.token_budget, overwrite=args.overwrite,

@@ -17,10 +17,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import shards
 from analysis.cli import (
     add_levels_flag,
     add_run_flags,
+    add_shard_flag,
     base_parser,
+    loading_options,
     positive,
     run_options,
     script,
@@ -30,7 +33,7 @@ from analysis.cli import (
 )
 from analysis.loop_sizes import Loop, add_loop_flags, loop_from
 from analysis.store import Store, provenance
-from configs.settings import Settings, as_plain
+from configs.settings import Settings, UserError, as_plain
 
 log = logging.getLogger("neurofeedback")
 
@@ -41,6 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
     add_run_flags(parser)
+    add_shard_flag(parser)
     parser.add_argument(
         "--axes", nargs="+", default=argparse.SUPPRESS, help="axes of the feedback (default: of the config)"
     )
@@ -80,16 +84,19 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
 
     read_dataset(store.dataset)  # its mistakes show before a large model is loaded
 
-    options = run_options(args)
-    loading = {name: options.pop(name) for name in ("device", "dtype", "attn_implementation")}
-    lm = load_model(store.model, **loading)
-    prepare(lm, store.dataset, settings, store, **options)
+    shard, options = shards.current(args.shard), run_options(args)
+    lm = load_model(store.model, **loading_options(args))
+    with shards.main_first():
+        again = args.overwrite and shard.index == 1  # the others find it done
+        prepare(lm, store.dataset, settings, store, token_budget=args.token_budget, overwrite=again)
     models = {store.model: lm}
     grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
-    done, kept, _ = run_report(store, store.model, *grid, models=models, **options, **loading)
+    options |= {"models": models, "shard": shard}
+    done, kept, _ = run_report(store, store.model, *grid, **options)
     log.info("report: %d new, %d kept", done, kept)
-    done, kept = run_control(store, *grid, models=models, **options, **loading)
+    done, kept = run_control(store, *grid, **options)
     log.info("control: %d new, %d kept", done, kept)
+    shards.wait_for_all()
 
 
 def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> str:
@@ -99,9 +106,11 @@ def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, 
     from utils import load_model
 
     read_dataset(store.dataset)
-    options = run_options(args)
-    loading = {name: options.pop(name) for name in ("device", "dtype", "attn_implementation")}
-    return loop_study(load_model(store.model, **loading), settings, store, loop, **options)
+    if shards.current(args.shard).count > 1:
+        raise UserError("the closed loop (--loop) is not split: start it in one process, without --shard")
+    lm = load_model(store.model, **loading_options(args))
+    options = {"token_budget": args.token_budget, "overwrite": args.overwrite}
+    return loop_study(lm, settings, store, loop, **options)
 
 
 def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
@@ -109,7 +118,8 @@ def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
     from analysis.dry_run import dry_run
 
     grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
-    return dry_run(store, ["preparation", "report", "control"], *grid, **run_options(args))
+    stages, shard = ["preparation", "report", "control"], shards.asked(args.shard)
+    return dry_run(store, stages, *grid, shard=shard, **run_options(args))
 
 
 def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
@@ -145,9 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(run_closed_loop(args, settings, store, loop))
             continue
         if args.dry_run:
-            print(plan(args, settings, store))
+            text = plan(args, settings, store)
+            if shards.is_main():
+                print(text)
             continue
         run_stages(args, settings, store)
+        if not shards.is_main():
+            continue
+        if (shard := shards.asked(args.shard)).count > 1:
+            log.info("shard %s is done; when all are, figures: the same command without --shard", shard)
+            continue
         log.info("figures and report page")
         figures, page, text = present(settings, store)
         print(text)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from configs.settings import MODEL_ALIASES, UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Threads wait by sleeping: spinning makes PyTorch several times slower on a CPU shared with other jobs.
 # Read when torch is first imported, so it stands here.
@@ -124,6 +125,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer for inference.
 
@@ -133,6 +135,7 @@ def load_model(
             model over all devices (accelerate's ``device_map="auto"``).
         dtype: ``auto`` (bfloat16 on a GPU, float32 on a CPU), ``float32``, ``bfloat16``, ``float16``.
         attn_implementation: passed to transformers; default: sdpa where the model has it.
+        load_in_4bit: keep the weights in 4 bits (bitsandbytes, nf4) and compute in ``dtype``.
 
     Raises:
         UserError: the model is missing, gated, or broken; the message says what to do.
@@ -150,14 +153,28 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     if device == "map":
         options["device_map"] = "auto"
+    if load_in_4bit:
+        options["quantization_config"] = _four_bits(kind, chosen)
+        options.setdefault("device_map", {"": kind})
     with model_errors(name, target):
         source = local_files(target)
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
-        if device != "map":
+        if "device_map" not in options:
             model = model.to(kind)
     model.eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, target, _model_fingerprint(model))
+
+
+def _four_bits(device: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if not device.startswith("cuda") or find_spec("bitsandbytes") is None:
+        raise UserError(
+            "--load_in_4bit needs a GPU and the package bitsandbytes: run it where there is a GPU, after "
+            "`pip install bitsandbytes`, or leave --load_in_4bit out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def choose_dtype(name: str, device: str) -> torch.dtype:
@@ -196,12 +213,25 @@ def _model_fingerprint(model: PreTrainedModel) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _VOLATILE_CONFIG}
     samples = []
     for key, weight in model.state_dict().items():
-        if weight.device.type == "meta":
-            continue
-        flat = weight.reshape(-1)
-        picked = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy()
-        samples.append((key, list(weight.shape), picked.tolist()))
+        offloaded = weight.device.type == "meta"  # --device map, for want of room on a GPU
+        samples.append(
+            (key, list(weight.shape), _offloaded_sample(model, key) if offloaded else _sample(weight))
+        )
     return fingerprint(config, samples)
+
+
+def _sample(weight: torch.Tensor) -> list[float]:
+    flat = weight.reshape(-1)
+    return flat[:: max(1, flat.numel() // 16)][:16].float().cpu().numpy().tolist()
+
+
+def _offloaded_sample(model: PreTrainedModel, key: str) -> list[float]:
+    from accelerate.utils import align_module_device
+
+    parent, _, name = key.rpartition(".")
+    module = model.get_submodule(parent)
+    with align_module_device(module, "cpu"):
+        return _sample(getattr(module, name))
 
 
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.repair import repair_command
+from analysis.shards import is_main, own_device
 from analysis.store import Store
 from configs.safe_files import DamagedFile, Terminated, disk_error, stop
 from configs.settings import MODEL_ALIASES, Settings, load_settings, setting_names
@@ -77,7 +78,8 @@ def signals_stop() -> Iterator[None]:
 
 
 def setup_logging(level: str) -> None:
-    """Log to stderr with time, level and module."""
+    """Log to stderr with time, level and module; of several processes of one launch the others only warn."""
+    level = level if is_main() else "warning"
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=level.upper(), format=form, datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "matplotlib", "urllib3", "fontTools", "PIL"):
@@ -121,6 +123,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="auto is bfloat16 on a GPU and float32 on a CPU (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--load_in_4bit", action="store_true",
+        help="4-bit weights for a model that is too big for the GPU; needs the package bitsandbytes",
+    )  # fmt: skip
     parser.add_argument("--attn_implementation", help="passed to transformers (default: its choice)")
     parser.add_argument(
         "--token_budget", type=positive, help="most tokens forwarded at once (default: by device)"
@@ -132,10 +138,23 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_shard_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --shard."""
+    parser.add_argument(
+        "--shard", metavar="i/n",
+        help="do the i-th of n parts of the units, such as 2/4 in the second of four jobs (default: all)",
+    )  # fmt: skip
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of add_run_flags that utils.load_model takes; each process has a device of its own."""
+    names = ("dtype", "attn_implementation", "load_in_4bit")
+    return {"device": own_device(args.device), **{name: getattr(args, name) for name in names}}
+
+
 def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags of add_run_flags that analysis.runs takes as keywords."""
-    names = ("device", "dtype", "attn_implementation", "token_budget", "overwrite")
-    return {name: getattr(args, name) for name in names}
+    return {**loading_options(args), "token_budget": args.token_budget, "overwrite": args.overwrite}
 
 
 def add_experiment_flags(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -188,7 +207,9 @@ def store_from(args: argparse.Namespace, model: str) -> Store:
     """Return where results go, with the flags that commands in error messages must repeat."""
     given = {name: getattr(args, name, None) for name in ("config", "seed", "dtype")}
     words = [(f"--{name}", str(value)) for name, value in given.items() if value not in (None, "auto")]
-    return Store(args.results, model, args.dataset, "".join(f" {shlex.join(pair)}" for pair in words))
+    flags = "".join(f" {shlex.join(pair)}" for pair in words)
+    flags += " --load_in_4bit" if getattr(args, "load_in_4bit", False) else ""
+    return Store(args.results, model, args.dataset, flags)
 
 
 def experiment_range(start: int, end: int | None, settings: Settings) -> range:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from analysis.process_hidden import input_device
 from analysis.replies import Reply, Sampling, stop_tokens
 from analysis.steering import Steering
 from analysis.tree_cache import Masks
@@ -97,7 +98,7 @@ class PrefixTree:
     total: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
-        self.device = self.model.get_input_embeddings().weight.device
+        self.device = input_device(self.model)
         if self.token_budget is None:
             self.token_budget = 512 if self.device.type == "cpu" else 4096
         self.masks = Masks(self.model)

@@ -15,6 +15,7 @@ from analysis.claims import claim
 from analysis.classifiers import AxisSet, fit_axes
 from analysis.missing import command
 from analysis.prefix_tree import PrefixTree, Request, stack_pooled
+from analysis.process_hidden import input_device
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
 from analysis.progress import bar
 from analysis.store import Store, finished, read, stamp, still_needed, write
@@ -188,12 +189,12 @@ def mean_embeddings(lm: LoadedModel, encoded: Sequence[Encoded]) -> np.ndarray:
     """Return (B, D) float32: each sentence's mean input embedding, what the text alone tells."""
     import torch
 
-    table = lm.model.get_input_embeddings()
+    table, device = lm.model.get_input_embeddings(), input_device(lm.model)
     found = []
     with torch.inference_mode():
         for e in encoded:
             start, stop = e.spans[0]
-            ids = torch.tensor(e.ids[start:stop], device=table.weight.device)
+            ids = torch.tensor(e.ids[start:stop], device=device)
             found.append(table(ids).float().mean(dim=0).cpu().numpy())
     return np.stack(found)
 

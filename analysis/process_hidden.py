@@ -34,6 +34,14 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return where token ids go: the device of the input embeddings, also if they are offloaded."""
+    table = model.get_input_embeddings()
+    if table.weight.device.type != "meta":
+        return table.weight.device
+    return torch.device(table._hf_hook.execution_device)  # accelerate brings the weights there for each call
+
+
 @contextmanager
 def read_layers(
     model: PreTrainedModel, layers: Sequence[int], sink: Sink, stop: bool = False

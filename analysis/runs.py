@@ -9,12 +9,14 @@ from analysis.control import Control, check_finite, control_identity
 from analysis.experiment import Study, open_study, run_units, unfinished, unit_keys
 from analysis.prefix_tree import PrefixTree
 from analysis.report import Report, report_identity
+from analysis.shards import Shard
 from analysis.store import Store, UnitKey
 from configs.layers import choose_layers
 from configs.settings import Settings
 from utils import LoadedModel, choose_dtype, load_model, model_name
 
 Models = dict[str, LoadedModel]
+ALL = Shard()
 
 
 def _loaded(models: Models | None, name: str, options: dict[str, Any]) -> LoadedModel:
@@ -46,6 +48,7 @@ def run_control(
     token_budget: int | None = None,
     overwrite: bool = False,
     models: Models | None = None,
+    shard: Shard = ALL,
     **options: Any,
 ) -> tuple[int, int]:
     """Run the control experiments that are not on disk yet.
@@ -59,6 +62,7 @@ def run_control(
         token_budget: see PrefixTree.
         overwrite: redo what exists.
         models: loaded models by name, to be shared between stages.
+        shard: which units to do; the whole grid is checked.
         options: device, dtype, attn_implementation of utils.load_model.
 
     Returns:
@@ -71,15 +75,16 @@ def run_control(
     def identity(key: UnitKey) -> dict[str, Any]:
         return control_identity(study, key)
 
-    done, todo = 0, unfinished(store, keys, identity, overwrite)
-    if todo:
+    todo, mine = unfinished(store, keys, identity, overwrite), shard.take(keys)
+    own, done = {key: todo[key] for key in mine if key in todo}, 0
+    if own:
         lm = _loaded(models, store.model, options)
         control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         control.check(todo)
         done = run_units(
-            store, todo, identity, lambda key: check_finite(control.unit(key), key), study.meta(lm)
+            store, own, identity, lambda key: check_finite(control.unit(key), key), study.meta(lm)
         )
-    return done, len(keys) - done
+    return done, len(mine) - done
 
 
 def report_store(source: Store, reader: str) -> Store:
@@ -99,6 +104,7 @@ def run_report(
     token_budget: int | None = None,
     overwrite: bool = False,
     models: Models | None = None,
+    shard: Shard = ALL,
     **options: Any,
 ) -> tuple[int, int, Store]:
     """Run the report experiments that are not on disk yet; see run_control.
@@ -117,12 +123,13 @@ def run_report(
     def identity(key: UnitKey) -> dict[str, Any]:
         return report_identity(study, key, *other)
 
-    done, todo = 0, unfinished(store, keys, identity, overwrite)
-    if todo:
+    todo, mine = unfinished(store, keys, identity, overwrite), shard.take(keys)
+    own, done = {key: todo[key] for key in mine if key in todo}, 0
+    if own:
         lm = lm or _loaded(models, reader, options)
         if same:
             study.check_model(lm)
         report = Report(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         report.check(todo)
-        done = run_units(store, todo, identity, report.unit, study.meta(lm))
-    return done, len(keys) - done, store
+        done = run_units(store, own, identity, report.unit, study.meta(lm))
+    return done, len(mine) - done, store

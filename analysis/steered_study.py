@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from analysis.cli import settings_from, setup_logging, store_from
+from analysis.cli import loading_options, settings_from, setup_logging, store_from
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run_layers(args: argparse.Namespace, run: Callable[[argparse.Namespace, Stud
 
     @cache
     def load() -> tuple[LoadedModel, PrefixTree]:
-        lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
+        lm = load_model(args.model, **loading_options(args))
         study.check_model(lm)
         return lm, PrefixTree(lm.model, lm.tokenizer, args.token_budget)
 

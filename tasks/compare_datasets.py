@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.cli import add_run_flags, base_parser, positive, script, settings_from, setup_logging
+from analysis.cli import (
+    add_run_flags,
+    base_parser,
+    loading_options,
+    positive,
+    script,
+    settings_from,
+    setup_logging,
+)
 from analysis.store import Store, read
 from data.load import SHIPPED, read_dataset
 from data.sources import SOURCES
@@ -106,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from analysis.preparation import prepare
     from utils import load_model
 
-    lm = load_model(args.model, args.device, args.dtype, args.attn_implementation)
+    lm = load_model(args.model, **loading_options(args))
     stores = {key: Store(args.results / "compare", args.model, key) for key in keys}
     for key, store in stores.items():
         prepare(lm, key, settings, store, token_budget=args.token_budget, overwrite=args.overwrite)

@@ -90,11 +90,11 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
         again = args.overwrite and shard.index == 1  # the others find it done
         prepare(lm, store.dataset, settings, store, token_budget=args.token_budget, overwrite=again)
     models = {store.model: lm}
-    grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
+    grid = (settings.layer, range(settings.n_experiments))
     options |= {"models": models, "shard": shard}
-    done, kept, _ = run_report(store, store.model, *grid, **options)
+    done, kept, _ = run_report(store, store.model, settings, settings.report_axes, *grid, **options)
     log.info("report: %d new, %d kept", done, kept)
-    done, kept = run_control(store, *grid, **options)
+    done, kept = run_control(store, settings, settings.axes, *grid, **options)
     log.info("control: %d new, %d kept", done, kept)
     shards.wait_for_all()
 
@@ -117,8 +117,9 @@ def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
     """Return what the study would do, as lines for the terminal."""
     from analysis.dry_run import dry_run
 
-    grid = (settings, settings.axes, settings.layer, range(settings.n_experiments))
     stages, shard = ["preparation", "report", "control"], shards.asked(args.shard)
+    axes = {"control": settings.axes, "report": settings.report_axes}
+    grid = (settings, axes, settings.layer, range(settings.n_experiments))
     return dry_run(store, stages, *grid, shard=shard, **run_options(args))
 
 

@@ -122,8 +122,9 @@ class Control:
 
         Returns:
             ``affected`` names and ``scores`` (T, K); ``layers`` and ``by_layer`` (T, L), the axis of the same
-            name of every layer; ``projection`` (T, L), the target layer's direction read at every layer, in
-            deviations of the target layer's scores (NaN for lr_ensemble, which has no direction).
+            name of every layer, principal components turned to agree with the targeted one; ``projection``
+            (T, L), the target layer's direction read at every layer, in deviations of the target layer's
+            scores (NaN for lr_ensemble, which has no direction).
         """
         axes, layers = self.study.axes(key.layer), self.study.layers
         own = "lr" if key.axis == ENSEMBLE else key.axis
@@ -132,7 +133,7 @@ class Control:
         )
         for slot, layer in enumerate(layers):
             here = self.study.axes(layer)
-            by_layer[:, slot] = here.score(pooled[:, slot], own)
+            by_layer[:, slot] = self.study.turn(layer, key) * here.score(pooled[:, slot], own)
             members[:, slot] = here.score(pooled[:, slot], "lr")
             if key.axis != ENSEMBLE:
                 k = axes.index(key.axis)

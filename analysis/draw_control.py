@@ -85,7 +85,10 @@ class LayerFigures:
         panels = by_mode_and_axis(rows, self.modes, "layer_read")
         title = f"The same axis read at every layer, N = {self.largest} ({self.where} targeted)"
         figure = figures_control.plot_readout(panels, self.layer, title, note(rows, BANDS))
-        caption = "Where the effect is visible: the axis of the same name, read at every layer."
+        caption = (
+            "Where the effect is visible: the axis of the same name, read at every layer; principal "
+            "components are turned to agree with the targeted one."
+        )
         return self._drawn("readout", "control_readout", caption, figure, effect_numbers(rows))
 
     def heatmap(self) -> Drawn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from analysis.runs import report_store
@@ -39,7 +39,7 @@ def dry_run(
     store: Store,
     stages: Sequence[str],
     settings: Settings,
-    axes: Sequence[str] = (),
+    axes: Sequence[str] | Mapping[str, Sequence[str]] = (),
     layer: str = "all",
     exps: Iterable[int] = (),
     *,
@@ -56,8 +56,8 @@ def dry_run(
     """Return the work of ``stages`` (preparation, report, control) as lines for the terminal.
 
     Nothing is loaded but configuration, tokenizer, sentences and a few finished units, which tell the time
-    of the others; files are only looked for, not checked. The other arguments are those of analysis.runs and
-    analysis.preparation.
+    of the others; files are only looked for, not checked. ``axes`` may differ by stage; the other arguments
+    are those of analysis.runs and analysis.preparation.
 
     Raises:
         UserError: as the run would for a wrong model, dataset, setting or layer.
@@ -77,9 +77,10 @@ def dry_run(
             found.append(Stage(stage, preparation_work(texts, shape, method), 1 - done, done))
             continue
         target = report_store(store, model) if stage == "report" else store
+        here = axes[stage] if isinstance(axes, Mapping) else axes
         keys = [
             UnitKey(KINDS[stage], axis, at, exp, levels)
-            for levels in settings.levels for at in layers for axis in axes for exp in exps
+            for levels in settings.levels for at in layers for axis in here for exp in exps
         ]  # fmt: skip
         total, keys = len(keys), shard.take(keys)
         todo = [key for key in keys if overwrite or not target.unit(key).exists()]

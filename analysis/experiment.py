@@ -63,6 +63,13 @@ class Study:
         middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
         return to_levels(scores, level_cuts(scores[self.axis_rows], middle, levels))
 
+    def turn(self, layer: int, key: UnitKey) -> int:
+        """Return -1 for a principal component whose arbitrary sign is against the target layer's, or 1."""
+        if not key.axis.startswith("pc") or key.axis not in self.axes(layer).names:
+            return 1
+        here, target = (self.scores(at, key.axis)[self.axis_rows] for at in (layer, key.layer))
+        return -1 if (here - here.mean()) @ (target - target.mean()) < 0 else 1
+
     def imported(self, layer: int, axis: str) -> str | None:
         """Return what tells an imported direction from others of its name, None if the axis was fitted."""
         return self._load(layer)[1].get("imported", {}).get(axis)

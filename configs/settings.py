@@ -72,6 +72,8 @@ class Settings:
     """Axes ``lr_shuffled0``, ...: logistic regressions on permuted labels."""
     axes: tuple[str, ...] = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
     """Axes that neurofeedback.py trains the model on (the other scripts take --pc / --clf)."""
+    report_controls: tuple[str, ...] = ("lr_shuffled0", "random0")
+    """Report: axes that neurofeedback.py adds to ``axes``, which show what a report of no real axis is like."""
     layer: str = "middle"
     """Layers of the feedback: ``all``, ``middle``, ``selected`` or a list such as ``7,15``."""
     n_experiments: int = 100
@@ -94,6 +96,11 @@ class Settings:
     """Labels shown: 2 are low and high; 4, 6, 8 or 10 are quantile levels. Each makes a grid of its own."""
     report_examples: int = 600
     """Report: examples in the one sequence that is read."""
+
+    @property
+    def report_axes(self) -> tuple[str, ...]:
+        """The axes of the report experiments of neurofeedback.py."""
+        return tuple(dict.fromkeys([*self.axes, *self.report_controls]))
 
     def __post_init__(self) -> None:
         choices = {"threshold": ("median", "zero")}

@@ -32,7 +32,8 @@ def test_a_dry_study_counts_all_stages_and_writes_nothing(flags, tmp_path, capsy
     assert neurofeedback.main([*flags, "--dry_run"]) == 0
     found = lines(capsys.readouterr().out)
     assert found["preparation"][:2] == ["1", "0"]
-    assert found["report"][:2] == found["control"][:2] == ["24", "0"]  # axes x layers x levels x experiments
+    assert found["control"][:2] == ["24", "0"]  # axes x layers x levels x experiments
+    assert found["report"][:2] == ["48", "0"]  # two axes more, the controls
     assert not (tmp_path / "results").exists()
 
 

@@ -194,6 +194,18 @@ def test_a_unit_of_two_levels_is_never_taken_for_one_of_six(tiny, tmp_path):
         read(path, identity)
 
 
+def test_a_component_read_at_other_layers_is_turned_to_agree_with_the_targeted_one(tiny):
+    key = UnitKey("imit", "pc1", 2, 0)
+    rows = tiny.study.axis_rows
+    turns = [tiny.study.turn(layer, key) for layer in tiny.study.layers]
+    target = tiny.study.scores(2, "pc1")[rows]
+    for layer, turn in enumerate(turns):
+        assert np.corrcoef(turn * tiny.study.scores(layer, "pc1")[rows], target)[0, 1] > 0
+    assert turns[2] == 1 and {tiny.study.turn(layer, UnitKey("imit", "lr", 2, 0)) for layer in range(4)} == {
+        1
+    }
+
+
 def test_targets_on_disk_are_the_lowest_and_the_highest_level(tiny):
     for n in (2, 6):
         unit = read(tiny.store.unit(UnitKey("imit", ENSEMBLE, 1, 0, n)))

@@ -73,7 +73,7 @@ class Settings:
     axes: tuple[str, ...] = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
     """Axes that neurofeedback.py trains the model on (the other scripts take --pc / --clf)."""
     report_controls: tuple[str, ...] = ("lr_shuffled0", "random0")
-    """Report: axes that neurofeedback.py adds to ``axes``, which show what a report of no real axis is like."""
+    """Report: axes that neurofeedback.py adds to ``axes``: what the report of no real axis is like."""
     layer: str = "middle"
     """Layers of the feedback: ``all``, ``middle``, ``selected`` or a list such as ``7,15``."""
     n_experiments: int = 100

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.claims import claim
 from analysis.experiment import Study
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.process_prompts import Encoded, Prompter, Prompts, Turn, shown_turn
@@ -124,11 +125,10 @@ def run_experiments(
     """Run the experiments that ``path`` lacks, writing it after each, and return the first ``n``.
 
     Args:
-        path: of the study, see Store.study.
+        path: of the study, see Store.study; a second process on it waits for the first.
         identity: what an experiment depends on.
         n: experiments wanted.
-        start: returns the work of one experiment, and further meta data; called only if one is missing,
-            so that the model is loaded only then.
+        start: returns the work of one experiment and further meta data; called only if one is missing.
         overwrite: redo what exists.
 
     Returns:
@@ -137,13 +137,13 @@ def run_experiments(
     Raises:
         UserError: the file was made with other settings.
     """
-    fresh = overwrite or not path.exists()
-    done: list[dict[str, np.ndarray]] = [] if fresh else read(path, identity)["experiments"]
-    if len(done) < n:
-        work, about = start()
-        for exp in bar(range(len(done), n), desc=path.stem, unit="experiment"):
-            done.append(work(exp))
-            write(path, {"experiments": done}, identity, **about)
+    with claim(path, wait=True):
+        done = [] if overwrite or not path.exists() else list(read(path, identity)["experiments"])
+        if len(done) < n:
+            work, about = start()
+            for exp in bar(range(len(done), n), desc=path.stem, unit="experiment"):
+                done.append(work(exp))
+                write(path, {"experiments": done}, identity, **about)
     return {name: np.stack([one[name] for one in done[:n]]) for name in done[0]}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from analysis.claims import claim
 from analysis.closed_loop import ClosedLoop, loop_identity, loop_path
 from analysis.experiment import Study, unit_keys
 from analysis.loop_sizes import Loop
@@ -57,7 +58,10 @@ def run_loop(
         donors = [(mode, replace(key, exp=key.exp + 1)) for mode, key in todo]
         runner.closed.check([*todo, *donors])
         for mode, key in bar(todo, desc="closed loop", unit="unit"):
-            runner.do(mode, key)
+            path, identity = loop_path(study.store, key, mode), loop_identity(study, key, mode, loop)
+            with claim(path, wait=True):
+                if not finished(path, identity, overwrite):  # another process may have done it meanwhile
+                    runner.do(mode, key)
     return len(todo), len(work) - len(todo)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.claims import claim
 from analysis.cli import (
     add_run_flags,
     base_parser,
@@ -196,9 +197,12 @@ def run_trials(trials: Trials, exps: Sequence[int], options: dict[str, Any]) -> 
             "settings": dict(as_plain(trials.study.settings)), **lm.about, "dataset_key": store.dataset
         }  # fmt: skip
         for exp in todo:
-            readings, tokens = read_counted(tree, trials.requests(prompter, exp), trials.plan.layers)
-            record = {**trials.record(readings, exp), "tokens": tokens}
-            write(trials.path(exp), record, trials.identity(exp), **about)
+            with claim(trials.path(exp), wait=True):
+                if finished(trials.path(exp), trials.identity(exp), overwrite):
+                    continue  # another process did it meanwhile
+                readings, tokens = read_counted(tree, trials.requests(prompter, exp), trials.plan.layers)
+                record = {**trials.record(readings, exp), "tokens": tokens}
+                write(trials.path(exp), record, trials.identity(exp), **about)
             log.info("experiment %d: %d prompt and %d reply tokens", exp, tokens["prompt"], tokens["reply"])
     log.info("%d new, %d kept", len(todo), len(exps) - len(todo))
 

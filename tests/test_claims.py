@@ -8,13 +8,16 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import claims
+from analysis.causal import run_experiments
 from analysis.claims import claim, describe, lock_file, process_start
 from analysis.cli import script
 from configs.safe_files import this_host
@@ -204,3 +207,26 @@ def test_a_disk_that_refuses_the_lock_is_named(path, monkeypatch):
     with pytest.raises(UserError, match="unit.pkl.lock"):
         claimed(path)
     assert list(path.parent.iterdir()) == []
+
+
+def test_two_that_start_the_same_study_do_each_experiment_once(tmp_path):
+
+    done: list[int] = []
+
+    def work(exp: int) -> dict[str, np.ndarray]:
+        time.sleep(0.05)
+        done.append(exp)
+        return {"x": np.array([exp])}
+
+    path, found = tmp_path / "study.pkl", []
+
+    def study() -> None:
+        found.append(run_experiments(path, {"n": 1}, 4, lambda: (work, {})))
+
+    both = [threading.Thread(target=study) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert done == [0, 1, 2, 3]
+    assert [part["x"].ravel().tolist() for part in found] == [[0, 1, 2, 3]] * 2

@@ -25,6 +25,8 @@ SOURCES = {
     "majority": "majority",
 }
 """Column of the report table -> what answers."""
+CONTROLS = ("random", "lr_shuffled")
+"""How the names of axes begin that show what is found without a real axis."""
 
 
 def report_figures(
@@ -230,9 +232,10 @@ def sources(rows: Sequence[Row]) -> dict[str, tuple[list[str], np.ndarray, np.nd
 
 
 def baselines(found: Mapping[str, Curves]) -> tuple[dict[str, Curve], dict[str, Curve]]:
-    """Return the baselines' curves of accuracy and of cross-entropy, as the mean over axes."""
-    longest = max((curves["shown"] for curves in found.values()), key=len)
-    same = [curves for curves in found.values() if len(curves["shown"]) == len(longest)]
+    """Return the baselines' curves of accuracy and of cross-entropy, the mean over axes but controls."""
+    real = [curves for axis, curves in found.items() if not axis.startswith(CONTROLS)] or list(found.values())
+    longest = max((curves["shown"] for curves in real), key=len)
+    same = [curves for curves in real if len(curves["shown"]) == len(longest)]
 
     def mean(metric: str) -> Curve:
         return Curve(longest, *np.mean([curves[metric] for curves in same], axis=0))
@@ -252,8 +255,8 @@ def note(series: Sequence[ReportSeries]) -> str:
     return (
         f"{count((len(s.exps) for s in series), 'experiment')}, each with both label assignments. Points are "
         f"means over ranges of positions (0, 1, 2, 3, 4-5, 6-7, 8-10, ...). {bands}. Chance: 0.5 and ln 2. "
-        "Grey, mean over axes: the label shown more often so far, and logistic regressions on the same "
-        "examples, given the layer's activations (ideal observer), input embeddings, or words."
+        "Grey, mean over axes but controls: the label shown more often so far, and logistic regressions on the "
+        "same examples, given the layer's activations (ideal observer), input embeddings, or words."
     )
 
 

@@ -255,8 +255,8 @@ def note(series: Sequence[ReportSeries]) -> str:
     return (
         f"{count((len(s.exps) for s in series), 'experiment')}, each with both label assignments. Points are "
         f"means over ranges of positions (0, 1, 2, 3, 4-5, 6-7, 8-10, ...). {bands}. Chance: 0.5 and ln 2. "
-        "Grey, mean over axes but controls: the label shown more often so far, and logistic regressions on the "
-        "same examples, given the layer's activations (ideal observer), input embeddings, or words."
+        "Grey, mean over axes but controls: the label shown more often so far, and logistic regressions on "
+        "the same examples, given the layer's activations (ideal observer), input embeddings, or words."
     )
 
 

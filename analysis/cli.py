@@ -82,7 +82,7 @@ def setup_logging(level: str) -> None:
     level = level if is_main() else "warning"
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=level.upper(), format=form, datefmt="%H:%M:%S", force=True)
-    for noisy in ("httpx", "matplotlib", "urllib3", "fontTools", "PIL"):
+    for noisy in ("httpx", "matplotlib", "urllib3", "fontTools", "PIL", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -49,14 +49,14 @@ def runs(tiny_folder, tmp_path_factory) -> dict[str, tuple[Store, str, str]]:
 
 def test_two_processes_give_the_tables_of_one_bit_for_bit(runs):
     one, two = runs["one"][0], runs["two"][0]
-    assert same_units(one, two) == 2 * UNITS
+    assert same_units(one, two) == 3 * UNITS  # report has the two control axes besides
     same_tables(one, two)
 
 
 def test_each_process_does_half_of_the_units_and_the_main_one_prepares_and_draws(runs):
     store, printed, told = runs["two"]
-    for stage in ("report", "control"):
-        assert told.count(f"{stage}: {UNITS // 2} new, 0 kept") == 1  # the other process says nothing
+    for stage, half in (("report", UNITS), ("control", UNITS // 2)):
+        assert told.count(f"{stage}: {half} new, 0 kept") == 1  # the other process says nothing
     assert "another process has prepared" not in told
     assert told.count("figures and report page") == printed.count("figures: ") == 1
     assert (store.folder / "report.html").exists()

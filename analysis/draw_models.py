@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import effects, figures_models, report_effects, tables
-from analysis.draw_report import SOURCES, sources
-from analysis.drawing import Drawn, effect_curve, effect_numbers, note, numbers
+from analysis.draw_report import source_numbers, sources
+from analysis.drawing import Drawn, effect_curve, effect_numbers, note
 from analysis.series import MODES
 from analysis.store import Store
 from utils import UserError
@@ -138,11 +138,4 @@ def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Dra
     text = f"Accuracy over the later half of the examples. {note(found)}"
     figure = figures_models.plot_observers(panels, title, text)
     caption = "Report accuracy beside that of the ideal observer and the other baselines, per axis and model."
-    rows = [
-        row
-        for name in SOURCES
-        for row in numbers(
-            [r for r in found if name in r], f"late_{name}", name, (f"{name}_low", f"{name}_high")
-        )
-    ]
-    yield Drawn("models", "models_observers", GROUP, caption, figure, rows)
+    yield Drawn("models", "models_observers", GROUP, caption, figure, source_numbers(found))

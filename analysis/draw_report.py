@@ -127,21 +127,18 @@ class _LevelFigures:
             f"layer {layer}": sources([r for r in self.rows if r["layer"] == layer]) for layer in self.layers
         }
         figure = figures_models.plot_observers(panels, title, text)
-        found = [
-            row
-            for metric in SOURCES
-            for row in numbers(
-                [r for r in self.rows if metric in r],
-                f"late_{metric}",
-                metric,
-                (f"{metric}_low", f"{metric}_high"),
-            )
-        ]
         caption = (
             "What could be known: logistic regressions that see the same examples, given the layer's own "
             "activations (the ideal observer), the input embeddings, or the words."
         )
-        return Drawn("observers", f"report_observers{self.end}", "all layers", caption, figure, found)
+        return Drawn(
+            "observers",
+            f"report_observers{self.end}",
+            "all layers",
+            caption,
+            figure,
+            source_numbers(self.rows),
+        )
 
     def exact(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
         """What more than two levels add, against the number of examples."""
@@ -229,6 +226,17 @@ def sources(rows: Sequence[Row]) -> dict[str, tuple[list[str], np.ndarray, np.nd
                 *(np.array([row.get(key, np.nan) for row in rows], float) for key in keys),
             )
     return found
+
+
+def source_numbers(rows: Sequence[Row]) -> list[Row]:
+    """Return rows for summary.csv: the accuracy of everything that answers, from rows of report_table."""
+    return [
+        row
+        for name in SOURCES
+        for row in numbers(
+            [r for r in rows if name in r], f"late_{name}", name, (f"{name}_low", f"{name}_high")
+        )
+    ]
 
 
 def baselines(found: Mapping[str, Curves]) -> tuple[dict[str, Curve], dict[str, Curve]]:

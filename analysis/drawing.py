@@ -144,12 +144,12 @@ def bars(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, np.nda
     return [row["axis"] for row in rows], *columns
 
 
-def n_text(rows: Iterable[Row], each: str = "") -> str:
+def n_text(rows: Iterable[Row]) -> str:
     """Return such as ``n = 6 experiments, n = 24 trials per point.``"""
     rows = list(rows)
     text = count((row["experiments"] for row in rows), "experiment")
     trials = count((row["trials"] for row in rows), "trial") if rows and "trials" in rows[0] else ""
-    return f"{text}{f', {trials} per point' if trials else ''}{each}."
+    return f"{text}{f', {trials} per point' if trials else ''}."
 
 
 def note(rows: Sequence[Row], bars_or_bands: str = BARS) -> str:

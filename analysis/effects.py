@@ -52,10 +52,10 @@ def _series_rows(series: ControlSeries, seed: int) -> list[Row]:
     return sorted(rows, key=lambda row: (series.modes.index(row["mode"]), row["n"]))
 
 
-def pair_effects(scores: np.ndarray, seed: int = 0, intervals: bool = True) -> EffectGrid:
+def pair_effects(scores: np.ndarray, seed: int = 0) -> EffectGrid:
     """Return the effect of wanting high over low in every cell of (E, F, W, ...), the cells flattened."""
     cells = scores.reshape(*scores.shape[:3], -1)
-    return effect_grid(cells[:, :, 1], cells[:, :, 0], seed, intervals=intervals)
+    return effect_grid(cells[:, :, 1], cells[:, :, 0], seed)
 
 
 def effect_row(found: EffectGrid, cell: int) -> Row:

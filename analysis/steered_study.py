@@ -7,7 +7,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from analysis.cli import loading_options, settings_from, setup_logging, store_from
+from analysis.cli import (
+    add_run_flags,
+    loading_options,
+    positive,
+    settings_from,
+    setup_logging,
+    store_from,
+)
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +24,19 @@ if TYPE_CHECKING:
 
 Load = Callable[[], "tuple[LoadedModel, PrefixTree]"]
 """Returns the model and its engine; loads them at the first call."""
+
+
+def add_study_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every steered study, those of scripts that run a model included."""
+    add_run_flags(parser)
+    parser.add_argument("--axis", default="lr", help="such as lr, pc1, random0 (default: %(default)s)")
+    parser.add_argument("--layer", default="middle", help="middle, selected, all, or such as 7,15")
+    parser.add_argument(
+        "--n_test", type=positive, default=4, help="test sentences per experiment (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--n_experiments", type=positive, default=24, help="independent samples (default: %(default)s)"
+    )
 
 
 def run_layers(args: argparse.Namespace, run: Callable[[argparse.Namespace, Study, int, Load], None]) -> int:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.cli import add_run_flags, base_parser, positive, script
-from analysis.steered_study import run_layers
+from analysis.cli import base_parser, positive, script
+from analysis.steered_study import add_study_flags, run_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,17 +40,9 @@ SHARES = ("accuracy", "pairs")
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_run_flags(parser)
-    parser.add_argument("--axis", default="lr", help="such as lr, pc1, meandiff (default: %(default)s)")
-    parser.add_argument("--layer", default="middle", help="middle, selected, all, or such as 7,15")
+    add_study_flags(parser)
     parser.add_argument(
         "--n_examples", type=positive, default=32, help="examples, an even number (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--n_test", type=positive, default=4, help="test sentences per experiment (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--n_experiments", type=positive, default=24, help="independent samples (default: %(default)s)"
     )
     parser.add_argument(
         "--alpha", type=float, default=4.0, help="push, in training deviations (default: %(default)s)"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.cli import add_run_flags, base_parser, natural, positive, script
-from analysis.steered_study import run_layers
+from analysis.cli import base_parser, natural, script
+from analysis.steered_study import add_study_flags, run_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,17 +37,9 @@ ALPHA = 0.05
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_run_flags(parser)
-    parser.add_argument("--axis", default="lr", help="such as lr, pc1, random0 (default: %(default)s)")
-    parser.add_argument("--layer", default="middle", help="middle, selected, all, or such as 7,15")
+    add_study_flags(parser)
     parser.add_argument(
         "--n_examples", type=natural, default=32, help="examples with true labels (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--n_test", type=positive, default=4, help="test sentences per experiment (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--n_experiments", type=positive, default=24, help="independent samples (default: %(default)s)"
     )
     parser.add_argument(
         "--alphas", type=float, nargs="+", default=[-4, -3, -2, -1, 0, 1, 2, 3, 4],

@@ -13,9 +13,11 @@ Everything is fitted in float64 on one singular value decomposition and kept as 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from analysis.solvers import logistic, mean_difference, svd_rotation
 from utils import UserError, generator, unknown
 
 THRESHOLDS = ("median", "zero")
+MOST_WORKERS = 8
+"""Layers fitted at the same time: each takes several times the memory of its hidden states."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,36 @@ class AxisSet:
         return cls(tuple(record["names"]), **{k: record[k] for k in arrays}, accuracy=accuracy)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # fast enough, and not starved on a busy machine
+def fit_layers(
+    fit: Callable[[int], object],
+    layers: Sequence[int],
+    progress: Callable[[], object] = lambda: None,
+    workers: int | None = None,
+) -> None:
+    """Call ``fit`` with every layer, in as many threads as there are cores, each with one BLAS thread.
+
+    One thread per layer is faster than all of them on one, and no result depends on their number. The error
+    raised is that of the first layer that has one. After an error or a signal no layer is begun, and those
+    in work come to their end.
+    """
+    workers = workers or min(cores(), MOST_WORKERS)
+    with threadpool_limits(1, user_api="blas"):  # once: it holds for the process, not for a thread
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for done in [pool.submit(fit, layer) for layer in layers]:
+                done.result()
+                progress()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def fit_axes(
     hidden: np.ndarray,
     labels: np.ndarray,
@@ -147,7 +180,7 @@ def fit_axes(
     seed: int,
     layer: int,
 ) -> AxisSet:
-    """Fit every axis of one layer.
+    """Fit every axis of one layer; ``fit_layers`` does so for many, on one BLAS thread each.
 
     Args:
         hidden: (N, D) pooled hidden states of the fitting sentences.
@@ -232,8 +265,9 @@ def _finish(
         )
     scores = (projections / scales).astype(np.float32)
     thresholds = np.median(scores, axis=0) if threshold == "median" else np.zeros_like(scales)
-    axes = AxisSet(names, directions, mean, scales, thresholds, variance_ratio.astype(np.float32), {})
-    return replace(axes, accuracy=axes.accuracy_on(data, labels))
+    right = ((scores > thresholds) == (labels[:, None] == 1)).mean(axis=0)
+    accuracy = {name: float(share) for name, share in zip(names, right, strict=True) if not _is_pc(name)}
+    return AxisSet(names, directions, mean, scales, thresholds, variance_ratio.astype(np.float32), accuracy)
 
 
 def _project(hidden: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:

@@ -6,22 +6,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from analysis.model_shape import Shape, load_shape, load_tokenizer, run_device, run_sizes
 from analysis.runs import report_store
 from analysis.shards import Shard
 from analysis.store import Store, UnitKey, read
 from analysis.workload import (
-    Shape,
     Stage,
     Texts,
     Work,
     control_work,
     describe,
-    load_shape,
     load_texts,
-    load_tokenizer,
     preparation_work,
     report_work,
-    run_sizes,
 )
 from configs.layers import choose_layers
 from configs.settings import Settings
@@ -89,7 +86,7 @@ def dry_run(
             times.append(expected_time(stage, len(todo), measured(target, KINDS[stage]), shard, total))
     if load_in_4bit:
         times.append("--load_in_4bit: weights take about a quarter of what is said here for bfloat16")
-    return "\n".join([describe(model, shape, found, chosen, tokens), *times])
+    return "\n".join([describe(model, shape, found, chosen, tokens, run_device(device) == "cpu"), *times])
 
 
 def unit_work(stage: str, texts: Texts, shape: Shape, todo: Sequence[UnitKey]) -> Work:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,12 +26,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from analysis.process_hidden import input_device
 from analysis.replies import Reply, Sampling, stop_tokens
 from analysis.steering import Steering
+from analysis.tree_attention import possible_modes
 from analysis.tree_cache import Masks
 from utils import UserError
 
 log = logging.getLogger(__name__)
 
 SMALLEST_BUDGET = 32
+
+EXACT_MODES: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], str | None]] = WeakKeyDictionary()
+"""Model -> ways to attend that were tried -> the first that is exact."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class PrefixTree:
     """Most tokens forwarded at once; default 512 on a CPU, 4096 on a GPU. Halved when memory runs out."""
     packed: bool | None = None
     """False forwards one request at a time; None tries packing once and checks that it is exact."""
+    mode: str | None = None
+    """How packed rows attend, see analysis/tree_attention.py; None takes the fastest that is exact."""
     total: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -103,10 +110,21 @@ class PrefixTree:
             self.token_budget = 512 if self.device.type == "cpu" else 4096
         self.masks = Masks(self.model)
         self.stops = stop_tokens(self.model, self.tokenizer)
+        modes = possible_modes(self.model, self.masks.kinds)
         if self.packed is None:
-            from analysis.plain_path import packing_is_exact
+            self.mode = self._exact_mode([self.mode] if self.mode else modes)
+            self.packed = self.mode is not None
+        self.mode = self.mode or modes[0]
 
-            self.packed = packing_is_exact(self)
+    def _exact_mode(self, modes: Sequence[str]) -> str | None:
+        """Return the first exact way to attend, which is tried once for each model."""
+        from analysis.plain_path import exact_mode
+
+        known = EXACT_MODES.setdefault(self.model, {})
+        key = tuple(modes)
+        if key not in known:
+            known[key] = exact_mode(self, modes)
+        return known[key]
 
     def read(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.claims import claim
-from analysis.classifiers import AxisSet, fit_axes
+from analysis.classifiers import AxisSet, fit_axes, fit_layers
 from analysis.missing import command
 from analysis.prefix_tree import PrefixTree, Request, stack_pooled
 from analysis.process_hidden import input_device
@@ -132,17 +132,22 @@ class _Stage:
             _write_each(tree, encoded, store, lm, identity, self.meta, layers, sentences)
             return
         pooled = pool_sentences(tree, encoded, layers, last_token=method == "last") if layers else None
-        for layer in bar(range(lm.n_layers), desc="fitting axes", unit="layer"):
-            if layer in layers:
-                hidden = np.ascontiguousarray(pooled[:, layers.index(layer)])
-                check_hidden(hidden, self.split.dataset.sentences, f"activations of layer {layer}", lm.dtype)
-                self.write(store.hidden(layer, method), {"hidden": hidden})
-            if store.axes(layer) in self.todo:
-                if layer not in layers:
-                    path = store.hidden(layer)
-                    hidden = read(path, self.files[path])["hidden"]
-                axes = fit_layer(hidden, self.split, self.settings, layer)
-                self.write(store.axes(layer), _axes_record(axes, hidden, self.split))
+        with bar(total=lm.n_layers, desc="fitting axes", unit="layer") as shown:
+            fit = partial(self.fit, method=method, read_now=layers, pooled=pooled)
+            fit_layers(fit, range(lm.n_layers), shown.update)
+
+    def fit(self, layer: int, method: str, read_now: Sequence[int], pooled: np.ndarray | None) -> None:
+        """Write one layer's part of ``pooled`` (B, len(read_now), D) and its axes."""
+        if layer in read_now:
+            hidden = np.ascontiguousarray(pooled[:, read_now.index(layer)])
+            check_hidden(hidden, self.split.dataset.sentences, f"activations of layer {layer}", self.lm.dtype)
+            self.write(self.store.hidden(layer, method), {"hidden": hidden})
+        if self.store.axes(layer) in self.todo:
+            if layer not in read_now:
+                path = self.store.hidden(layer)
+                hidden = read(path, self.files[path])["hidden"]
+            axes = fit_layer(hidden, self.split, self.settings, layer)
+            self.write(self.store.axes(layer), _axes_record(axes, hidden, self.split))
 
 
 def check_hidden(hidden: np.ndarray, sentences: Sequence[str], what: str, dtype: str) -> None:

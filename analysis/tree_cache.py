@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from analysis.tree_attention import Slots, additive
+
 Mask = torch.Tensor | dict[str, torch.Tensor]
 
 
@@ -43,31 +45,41 @@ class _Slots(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.prefix: int | None = None
+        self.capacity, self.kept_as, self.length = capacity, dtype, 0
+        self.shown: tuple[Slots, ...] | None = None
+        self.places: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        shape = (*key_states.shape[:2], self.capacity)
-        self.keys = key_states.new_empty(*shape, key_states.shape[-1])
-        self.values = value_states.new_empty(*shape, value_states.shape[-1])
+        def empty(states: torch.Tensor) -> torch.Tensor:
+            shape = (*states.shape[:2], self.capacity, states.shape[-1])
+            return states.new_empty(shape, dtype=self.kept_as or states.dtype)
+
+        self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (1, H, C, E); return all (1, H, S + C, E), or the first ``prefix`` and these."""
+        """Keep (1, H, C, E); return (1, H, S, E) of all slots in use, or of those that are shown."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        if self.prefix is None:
-            return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        before = slice(0, self.prefix)
-        keys = torch.cat([self.keys[:, :, before], key_states], dim=2)
-        return keys, torch.cat([self.values[:, :, before], value_states], dim=2)
+        if self.places is not None:
+            self.keys.index_copy_(2, self.places, key_states.to(self.keys.dtype))
+            self.values.index_copy_(2, self.places, value_states.to(self.values.dtype))
+        else:
+            start, self.length = self.length, self.length + key_states.shape[-2]
+            self.keys[:, :, start : self.length] = key_states
+            self.values[:, :, start : self.length] = value_states
+        return self._shown(self.keys), self._shown(self.values)
+
+    def _shown(self, states: torch.Tensor) -> torch.Tensor:
+        if self.shown is None:
+            return states[:, :, : self.length]
+        if len(self.shown) == 1:
+            return states[:, :, slice(*self.shown[0])]
+        return torch.cat([states[:, :, start:stop] for start, stop in self.shown], dim=2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -84,13 +96,32 @@ class _Slots(CacheLayerMixin):
 class TreeCache(Cache):
     """A cache whose slots hold tokens of many sequences; which is which is the caller's business."""
 
-    def __init__(self, n_layers: int, capacity: int) -> None:
-        super().__init__(layers=[_Slots(capacity) for _ in range(n_layers)])
+    def __init__(self, n_layers: int, capacity: int, dtype: torch.dtype | None = None) -> None:
+        """Make room for ``capacity`` tokens; keys and values are kept in ``dtype``, None: as they come."""
+        super().__init__(layers=[_Slots(capacity, dtype) for _ in range(n_layers)])
 
-    def attend_to(self, prefix: int | None) -> None:
-        """Until told otherwise, new tokens see the first ``prefix`` slots and each other; None: all."""
+    def show(self, slots: tuple[Slots, ...] | None) -> None:
+        """Until told otherwise, new tokens get these slots, theirs included; None: all in use."""
         for layer in self.layers:
-            layer.prefix = prefix
+            layer.shown = slots
+
+    @contextmanager
+    def writing_to(self, places: torch.Tensor) -> Iterator[None]:
+        """Put new tokens to these slots, which were reserved, not to the end."""
+        for layer in self.layers:
+            layer.places = places.to(layer.keys.device)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.places = None
+
+    def reserve(self, count: int) -> None:
+        """Append slots with zeros, for tokens to come: what they held before could be no number at all."""
+        for layer in self.layers:
+            for states in (layer.keys, layer.values):
+                states[:, :, layer.length : layer.length + count] = 0
+            layer.length += count
 
     def crop(self, length: int) -> None:
         """Keep the first ``length`` slots."""
@@ -136,7 +167,9 @@ class Masks:
             masks[kind] = self._as_argument(seen)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
+    def none(self, rows: int, slots: int, device: torch.device) -> torch.Tensor:
+        """Return a mask of the shape that models expect, without memory, for attention that needs none."""
+        return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=device).expand(1, 1, rows, slots)
+
     def _as_argument(self, seen: torch.Tensor) -> torch.Tensor:
-        lowest = torch.finfo(self.dtype).min
-        additive = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
-        return additive.masked_fill(~seen, lowest)[None, None]
+        return additive(seen, self.dtype)[None, None]

@@ -17,81 +17,20 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from analysis.model_shape import Shape
 from analysis.prefix_tree import Request
 from analysis.preparation import BYTES_AT_ONCE
-from analysis.process_hidden import decoder_blocks
 from analysis.process_prompts import Prompter, Prompts, load_prompts
 from analysis.replies import HELD_BACK, Sampling
 from analysis.trials import axis_turns, control_trials, control_turns, draw_order, report_turns
 from analysis.trie import build_trie, make_plan
-from configs.embedded_model import local_files
 from configs.settings import Settings
 from data.load import Split, load_dataset
-from utils import choose_dtype, model_errors, model_name
+from utils import model_name
 
 MEASURED = 3  # experiments whose prompts are built to learn what one unit takes; units differ a little
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model, from its configuration."""
-
-    n_layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool  # input and output embeddings are one matrix
-    max_positions: int | None  # None if the configuration does not say
-    n_parameters: int
-    block_parameters: int
-    """Matrices of the blocks, which every token is multiplied with (mixtures of experts: all experts)."""
-    eager: bool
-    """Attention writes out its weights, heads x tokens x slots; sdpa does not."""
-
-
-def load_shape(name: str) -> Shape:
-    """Return the sizes of a model, whose parameters are made on torch's meta device, without memory.
-
-    Names, errors, and the folder that a ``.gguf`` file is converted to once are those of utils.load_model.
-    """
-    with model_errors(name, model_name(name)):
-        config = AutoConfig.from_pretrained(local_files(model_name(name)))
-        with init_empty_weights(include_buffers=True):
-            model = AutoModelForCausalLM.from_config(config)
-    text = model.config.get_text_config()
-    heads = text.num_attention_heads
-    return Shape(
-        n_layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        vocab=text.vocab_size,
-        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        max_positions=getattr(text, "max_position_embeddings", None),
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        block_parameters=sum(p.numel() for p in decoder_blocks(model).parameters() if p.ndim > 1),
-        eager=text._attn_implementation == "eager",
-    )
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model; see load_shape."""
-    with model_errors(name, model_name(name)):
-        return AutoTokenizer.from_pretrained(local_files(model_name(name)))
-
-
-def run_sizes(device: str, dtype: str, token_budget: int | None) -> tuple[str, int]:
-    """Return dtype and tokens per forward call of a run with these flags, as load_model and PrefixTree do."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device in ("auto", "map") else device
-    return str(choose_dtype(dtype, kind))[len("torch.") :], token_budget or (512 if kind == "cpu" else 4096)
 
 
 @dataclass(frozen=True)
@@ -160,11 +99,11 @@ def flops(shape: Shape, work: Work) -> int:
     return 2 * linear + 4 * shape.n_layers * shape.heads * shape.head_dim * work.pairs
 
 
-def memory(shape: Shape, work: Work, dtype: str, token_budget: int) -> dict[str, int]:
+def memory(shape: Shape, work: Work, dtype: str, token_budget: int, on_cpu: bool = False) -> dict[str, int]:
     """Return bytes on the model's device, at the peak of ``work``; ``dtype`` such as ``bfloat16``.
 
     ``weights``; ``cache``: keys and values of all slots of all layers, allocated at once (a sliding window
-    saves nothing); ``states``: span means, and what replies hold back; ``chunk``: a bound for one forward
+    saves nothing), in float32 if ``on_cpu``; ``states``: span means, and what replies hold back; ``chunk``: a bound for one forward
     call, as if all of one block were alive at once: inputs, norms (float32), queries, keys, values, gate,
     up and their product; one layer's cache copied and expanded to all heads; the mask while it is built; the
     attention weights if eager; the logits of asked rows and of all replies, which are drawn in float64.
@@ -179,7 +118,7 @@ def memory(shape: Shape, work: Work, dtype: str, token_budget: int) -> dict[str,
     held_back = work.writers * shape.n_layers * ((HELD_BACK + 1) * size + 4)
     return {
         "weights": shape.n_parameters * size,
-        "cache": 2 * shape.n_layers * narrow * slots * size,
+        "cache": 2 * shape.n_layers * narrow * slots * (max(size, 4) if on_cpu else size),
         "states": shape.hidden * (4 * work.states + held_back),
         "chunk": tokens * per_token + slots * 2 * size * (wide + narrow) + tokens * slots * per_pair + logits,
     }
@@ -272,10 +211,12 @@ _WIDTHS = {"to do": 21, "on disk": 9, "tokens/unit": 13, "tokens": 16, "plain": 
 _HEAD = "".join(f"{name:>{width}}" for name, width in ({**_WIDTHS, "replies": 14, "TFLOP": 11}).items())
 
 
-def describe(model: str, shape: Shape, stages: Sequence[Stage], dtype: str, token_budget: int) -> str:
+def describe(
+    model: str, shape: Shape, stages: Sequence[Stage], dtype: str, token_budget: int, on_cpu: bool = False
+) -> str:
     """Return lines for the terminal: ``model`` does all ``stages``, one after the other; see run_sizes."""
     work = sum((stage.unit * stage.to_do for stage in stages), Work())
-    need = memory(shape, work, dtype, token_budget)
+    need = memory(shape, work, dtype, token_budget, on_cpu)
     parts = " + ".join(f"{size / 2**30:.2f} {name}" for name, size in need.items())
     context = "unknown" if shape.max_positions is None else f"{shape.max_positions:,} tokens"
     if work.longest > (shape.max_positions or work.longest):

@@ -247,8 +247,9 @@ def plan_of(args: argparse.Namespace, store: Store, n_layers: int) -> Plan:
 
 def dry_run(trials: Trials, exps: Sequence[int], args: argparse.Namespace) -> str:
     """Return the work that is left, as lines for the terminal."""
+    from analysis.model_shape import load_shape, load_tokenizer, run_device, run_sizes
     from analysis.process_prompts import Prompter
-    from analysis.workload import Stage, Work, describe, load_shape, load_tokenizer, run_sizes, work_of
+    from analysis.workload import Stage, Work, describe, work_of
 
     todo = [exp for exp in exps if args.overwrite or not trials.path(exp).exists()]
     dtype, tokens = run_sizes(args.device, args.dtype, args.token_budget)
@@ -257,7 +258,7 @@ def dry_run(trials: Trials, exps: Sequence[int], args: argparse.Namespace) -> st
         prompter = Prompter(load_tokenizer(model), model_name(model))
         work = work_of(trials.requests(prompter, todo[0]), len(trials.plan.layers), tokens)
     stage = Stage("evasion", work, len(todo), len(exps) - len(todo))
-    return describe(model, load_shape(model), [stage], dtype, tokens)
+    return describe(model, load_shape(model), [stage], dtype, tokens, run_device(args.device) == "cpu")
 
 
 @script

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from analysis.model_shape import Shape
 from analysis.prefix_tree import PrefixTree, Request
-from analysis.workload import Shape
 from tasks.benchmarks import bench_gpu, gpu_lab
 from tasks.benchmarks.bench_gpu import main
 from tasks.benchmarks.gpu_lab import Drawn, Lab, Sizes, Words, measure
@@ -100,8 +100,8 @@ def test_decode_steps_are_those_with_a_later_step_in_their_group(lab):
     handle = tree.model.base_model.register_forward_pre_hook(steps, with_kwargs=True)
     tree.read(requests, [0])
     handle.remove()
-    # prompts take 3 slots, each step adds 2; the time of the fourth step has no end
-    assert [(slots, replies) for _, slots, replies in steps.steps] == [(5, 2), (7, 2), (9, 2)]
+    # prompts take 3 slots, replies have 8 of their own; the time of the fourth step has no end
+    assert [(slots, replies) for _, slots, replies in steps.steps] == [(11, 2), (11, 2), (11, 2)]
 
 
 def test_a_control_unit_has_two_chains_with_all_trials_on_them():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import GPT2Config, MambaConfig, PreTrainedModel
 
-from analysis import tree_cache, tree_run
-from analysis.plain_path import packing_is_exact, read_plain
+from analysis import tree_attention, tree_cache, tree_run
+from analysis.plain_path import exact_mode, read_plain
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.replies import Sampling
+from analysis.tree_attention import possible_modes
+from analysis.tree_cache import Masks
 from analysis.trials import control_trials, control_turns
 from tests.conftest import ARCHITECTURES, TINY, make_model
 from utils import UserError
@@ -78,13 +80,23 @@ def greedy(model: PreTrainedModel, request: Request, stops: frozenset[int]) -> l
     return ids[len(request.ids) :]
 
 
+def modes_of(model: PreTrainedModel) -> list[str]:
+    """Return the ways to attend that a model can take, those for other devices, too."""
+    modes = possible_modes(model, Masks(model).kinds)
+    return ["slots", "chain", "mask"] if len(modes) > 1 else list(modes)
+
+
 @pytest.mark.parametrize("budget", [7, 33, 512])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_rows_equal_plain_forward_passes(name, budget, tokenizer, rng):
+@pytest.mark.parametrize("mode", ["slots", "chain", "mask"])
+def test_packed_rows_equal_plain_forward_passes(mode, name, budget, tokenizer, rng):
     model = make_model(ARCHITECTURES[name])
+    if mode not in modes_of(model):
+        assert PrefixTree(model, tokenizer).mode == "mask"
+        return
     requests = branching_requests(rng)
-    tree = PrefixTree(model, tokenizer, budget)
-    assert tree.packed
+    tree = PrefixTree(model, tokenizer, budget, mode=mode)
+    assert tree.packed and tree.mode == mode
     readings = tree.read(requests, LAYERS, ANSWERS)
     assert worst_difference(model, requests, readings) < 1e-4
     for request, reading in zip(requests, readings, strict=True):
@@ -97,7 +109,7 @@ def test_a_broken_mask_is_noticed(name, tokenizer, rng, monkeypatch):
     """The exactness test above has teeth, and the engine's own check refuses to pack."""
     model = make_model(ARCHITECTURES[name])
     requests = branching_requests(rng)
-    tree = PrefixTree(model, tokenizer, 512)
+    tree = PrefixTree(model, tokenizer, 512, mode="mask")
     good = tree_cache.Masks.build
 
     def leaky(self, allowed, distance):  # a token also sees its neighbours' branches
@@ -105,7 +117,21 @@ def test_a_broken_mask_is_noticed(name, tokenizer, rng, monkeypatch):
 
     monkeypatch.setattr(tree_cache.Masks, "build", leaky)
     assert worst_difference(model, requests, tree.read(requests, LAYERS, ANSWERS)) > 1e-3
-    assert not packing_is_exact(tree)
+    assert exact_mode(tree, ["mask"]) is None
+
+
+@pytest.mark.parametrize(("mode", "part"), [("slots", "additive"), ("chain", "causal_lower_right")])
+def test_a_wrong_way_to_attend_is_noticed_and_not_taken(mode, part, tiny_lm, rng, monkeypatch):
+    requests = branching_requests(rng)
+    tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 16, mode=mode)
+    blind = {
+        "additive": lambda seen, dtype: torch.zeros(seen.shape),
+        "causal_lower_right": lambda rows, slots: torch.zeros(rows, slots),
+    }
+    monkeypatch.setattr(tree_attention, part, blind[part])
+    readings = tree.read(requests, LAYERS, ANSWERS)
+    assert worst_difference(tiny_lm.model, requests, readings) > 1e-3
+    assert exact_mode(tree, [mode, "mask"]) == "mask"
 
 
 def test_boolean_masks_would_be_wrong_with_eager_attention(tokenizer, rng, monkeypatch):

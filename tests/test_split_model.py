@@ -74,9 +74,8 @@ def test_a_spread_model_is_read_as_the_whole_one(architecture, spread, requests_
             read(whole, requests_, LAYERS, ANSWERS), read(split, requests_, LAYERS, ANSWERS), strict=True
         )
         for a, b in pairs:
-            np.testing.assert_array_equal(a.pooled, b.pooled)
-            np.testing.assert_array_equal(a.logits, b.logits)
-            np.testing.assert_array_equal(a.reply_pooled, b.reply_pooled)
+            for part in ("pooled", "logits", "reply_pooled"):  # products of other libraries round otherwise
+                np.testing.assert_allclose(getattr(a, part), getattr(b, part), rtol=1e-4, atol=1e-6)
             assert a.reply.ids == b.reply.ids
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.trie import Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
+from analysis.trie import SIMILAR, Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
 
 IDS = st.sampled_from([0, 1, 255, 256, 65_536, 151_000])
 SEQUENCE = st.lists(IDS, min_size=1, max_size=10)
@@ -95,7 +95,7 @@ class Cache:
     def run(self, plan: Plan) -> None:
         for step, following in zip(plan.steps, [*plan.steps[1:], None], strict=True):
             if isinstance(step, Forward):
-                self.forward(step.nodes.tolist(), step.prefix)
+                self.forward(step.nodes.tolist())
             elif isinstance(step, Crop):
                 assert 0 <= step.length < len(self.slots)
                 del self.slots[step.length :]
@@ -104,39 +104,38 @@ class Cache:
                 assert isinstance(following, Crop), "tokens of replies are still there"
             self.most = max(self.most, len(self.slots))
 
-    def visible(self, node: int, first: int, prefix: int | None) -> list[int]:
-        """Return the cached nodes shown to ``node`` in a call that began at slot ``first``."""
-        shown = self.slots if prefix is None else self.slots[:prefix] + self.slots[first:]
-        return [k for k in shown if k <= node < self.trie.end[k]]
+    def visible(self, node: int) -> list[int]:
+        """Return the cached nodes on the path to ``node``, in the order of the slots."""
+        return [k for k in self.slots if k <= node < self.trie.end[k]]
 
     def ancestors(self, node: int) -> list[int]:
         return [] if node < 0 else [*self.ancestors(int(self.trie.parent[node])), node]
 
-    def forward(self, nodes: list[int], prefix: int | None) -> None:
+    def forward(self, nodes: list[int]) -> None:
         assert 0 < len(nodes) <= self.budget
-        first = len(self.slots)
         self.forwarded += nodes
         for node in nodes:
             self.slots.append(node)
-            assert self.visible(node, first, prefix) == self.ancestors(node)  # all of them, once, in order
+            assert self.visible(node) == self.ancestors(node)  # all of them, once, in order
 
     def decode(self, step: Decode) -> None:
         assert step.requests
         for request in step.requests:
             prompt = self.trie.paths[request].tolist()
-            assert self.visible(prompt[-1], 0, None) == prompt
+            assert self.visible(prompt[-1]) == prompt
         self.decoded += step.requests
         # a reply's token is no node: no mask of a prompt may show it
         self.slots += [len(self.trie)] * sum(self.replies[b] for b in step.requests)
 
 
 @settings(max_examples=300, deadline=None)
-@given(branching(), st.integers(1, 12), st.integers(1, 30), st.data())
-def test_the_plan_forwards_each_node_once_after_its_ancestors(sequences, budget, decode_slots, data):
+@given(branching(), st.integers(1, 12), st.integers(1, 30), st.integers(1, 60), st.data())
+def test_the_plan_forwards_each_node_once_after_its_ancestors(sequences, budget, decode_slots, joint, data):
     writers = data.draw(st.sets(st.integers(0, len(sequences) - 1)))
     replies = {b: data.draw(st.integers(1, 4)) for b in sorted(writers)}
     trie = build_trie(sequences)
-    plan = make_plan(trie, replies, budget, decode_slots)
+    similar = data.draw(st.sampled_from([0.0, SIMILAR]))
+    plan = make_plan(trie, replies, budget, similar, decode_slots, joint)
     cache = Cache(trie, replies, budget)
     cache.run(plan)
     assert sorted(cache.forwarded) == list(range(len(trie)))
@@ -172,7 +171,7 @@ def test_replies_are_decoded_together_unless_they_need_too_many_slots():
     replies = dict.fromkeys(range(len(sequences)), 10)
     trie = build_trie(sequences)
     groups = {
-        slots: [s.requests for s in make_plan(trie, replies, 512, slots).steps if isinstance(s, Decode)]
+        slots: [s.requests for s in make_plan(trie, replies, 512, 0.0, slots).steps if isinstance(s, Decode)]
         for slots in (10_000, 60)
     }
     assert [len(requests) for requests in groups[10_000]] == [16]

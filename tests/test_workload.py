@@ -14,14 +14,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
 
-from analysis import runs, workload
+from analysis import model_shape, runs, workload
+from analysis.model_shape import Shape, load_shape
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.preparation import _write_each, encode_sentences, pool_sentences, prepare
 from analysis.process_hidden import decoder_blocks
 from analysis.replies import Reply, ReplyMeans, Sampling
 from analysis.store import Store, UnitKey, read
 from analysis.tree_run import Run
-from analysis.workload import Shape, Stage, Texts, Work, flops, load_shape, load_texts, memory, work_of
+from analysis.workload import Stage, Texts, Work, flops, load_texts, memory, work_of
 from configs.embedded_model import SMOLLM2_INSTALL
 from configs.settings import Settings
 from tests.conftest import ARCHITECTURES, TINY, make_model
@@ -107,12 +108,12 @@ def test_the_embedded_model_has_135_million_parameters():
 
 def test_a_gguf_file_is_converted_with_its_weights(tiny_folder, monkeypatch):
     devices = []
-    monkeypatch.setattr(workload, "local_files", lambda t: devices.append(torch.empty(1).device.type) or t)
+    monkeypatch.setattr(model_shape, "local_files", lambda t: devices.append(torch.empty(1).device.type) or t)
     load_shape(str(tiny_folder))
     assert devices == ["cpu"]  # on "meta" the cached folder would hold no weights
 
 
-@pytest.mark.parametrize("load", [load_shape, workload.load_tokenizer])
+@pytest.mark.parametrize("load", [load_shape, model_shape.load_tokenizer])
 def test_an_unknown_model_is_the_same_error_as_when_it_is_loaded(load, tmp_path):
     for name in (str(tmp_path / "nothing"), str(tmp_path / "no.gguf")):
         with pytest.raises(UserError) as wanted:
@@ -124,14 +125,16 @@ def test_an_unknown_model_is_the_same_error_as_when_it_is_loaded(load, tmp_path)
 
 def test_the_tokenizer_is_that_of_the_model(tiny_folder, tiny_lm):
     text = "I went home."
-    assert workload.load_tokenizer(str(tiny_folder))(text).input_ids == tiny_lm.tokenizer(text).input_ids
+    assert model_shape.load_tokenizer(str(tiny_folder))(text).input_ids == tiny_lm.tokenizer(text).input_ids
 
 
 def test_sizes_of_a_run_are_those_that_the_engine_takes(tiny_lm):
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer)
-    assert workload.run_sizes("cpu", "auto", None) == (tiny_lm.dtype, tree.token_budget) == ("float32", 512)
-    assert workload.run_sizes("cuda:1", "auto", None) == ("bfloat16", 4096)
-    assert workload.run_sizes("cuda", "float16", 100) == ("float16", 100)
+    assert (
+        model_shape.run_sizes("cpu", "auto", None) == (tiny_lm.dtype, tree.token_budget) == ("float32", 512)
+    )
+    assert model_shape.run_sizes("cuda:1", "auto", None) == ("bfloat16", 4096)
+    assert model_shape.run_sizes("cuda", "float16", 100) == ("float16", 100)
 
 
 # ---------------------------------------------------------------- the work
@@ -250,7 +253,7 @@ def test_the_cache_and_the_states_have_the_size_counted(tiny_lm, shape, texts, m
     assert need["cache"] == sum(t.nbytes for layer in run.cache.layers for t in (layer.keys, layer.values))
     held = ReplyMeans([Reply(Sampling(5))] * 12, n_layers=4)
     held.hold(0, [0], torch.zeros(1, shape.hidden))
-    assert need["states"] == sum(t.nbytes for t in [*run.sums, held.ring, held.sums])
+    assert need["states"] == sum(t.nbytes for t in [run.spans.whole, held.ring, held.sums])
     assert need["weights"] == sum(p.nbytes for p in tiny_lm.model.parameters())
 
 

@@ -29,8 +29,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as hf_logging
 
 from analysis.cli import positive, script, setup_logging
+from analysis.model_shape import load_shape
 from analysis.prefix_tree import PrefixTree, Request
-from analysis.workload import load_shape, memory, work_of
+from analysis.workload import memory, work_of
 from tasks.benchmarks.bench_engine import MODES, SEED, table
 from tasks.benchmarks.gpu_lab import (
     _FIELDS,

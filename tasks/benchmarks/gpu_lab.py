@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from analysis.model_shape import Shape
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.replies import Sampling
 from analysis.trials import control_trials
-from analysis.workload import Shape, flops, work_of
+from analysis.workload import flops, work_of
 from tasks.benchmarks.bench_engine import MODES, SEED, table
 from tasks.benchmarks.plain_loop import count_work
 from utils import generator
@@ -262,5 +263,5 @@ class DecodeClock:
         if replies and self.last is not None:  # drawing tokens has waited for the device
             start, *about = self.last
             self.steps.append((now - start, *about))
-        slots = kwargs["past_key_values"].layers[0].length + replies
+        slots = kwargs["past_key_values"].layers[0].length
         self.last = (now, slots, replies) if replies else None

@@ -1,0 +1,71 @@
+"""Matrix products on a CPU by the faster of the two libraries that PyTorch brings.
+
+PyTorch multiplies float32 matrices with MKL, which leaves the AVX-512 units of AMD processors unused; oneDNN,
+which PyTorch takes for bfloat16, uses them and is 2 to 2.5 times as fast there (tasks/benchmarks/RESULTS.md).
+The choice depends on the processor alone, so that processes of one machine give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_VENDOR = Path("/proc/cpuinfo")
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Return whether float32 products are faster with oneDNN than with MKL on this processor."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and _VENDOR.exists() and "AuthenticAMD" in _VENDOR.read_text()[:1000]
+
+
+def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``rows @ weight.T + bias`` in float32.
+
+    Args:
+        rows: (..., K).
+        weight: (M, K), contiguous or the transposed view of a contiguous matrix: for other strides oneDNN
+            falls back to a loop that is a thousand times slower.
+        bias: (M,).
+
+    Returns:
+        (..., M).
+    """
+    if onednn_is_faster():
+        return torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+    return nn.functional.linear(rows, weight, bias)
+
+
+def _forward(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    return product(rows, layer.weight, layer.bias)
+
+
+@contextmanager
+def fast_linear(model: nn.Module) -> Iterator[None]:
+    """Let the linear layers of a float32 model on the CPU use :func:`product` inside the block.
+
+    Layers that anything else has changed (quantized, offloaded, wrapped) are left alone.
+    """
+    changed = [layer for layer in model.modules() if _is_plain(layer)] if onednn_is_faster() else []
+    try:
+        for layer in changed:
+            layer.forward = partial(_forward, layer)
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    weight = layer.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()

@@ -103,10 +103,11 @@ def memory(shape: Shape, work: Work, dtype: str, token_budget: int, on_cpu: bool
     """Return bytes on the model's device, at the peak of ``work``; ``dtype`` such as ``bfloat16``.
 
     ``weights``; ``cache``: keys and values of all slots of all layers, allocated at once (a sliding window
-    saves nothing), in float32 if ``on_cpu``; ``states``: span means, and what replies hold back; ``chunk``: a bound for one forward
-    call, as if all of one block were alive at once: inputs, norms (float32), queries, keys, values, gate,
-    up and their product; one layer's cache copied and expanded to all heads; the mask while it is built; the
-    attention weights if eager; the logits of asked rows and of all replies, which are drawn in float64.
+    saves nothing), in float32 if ``on_cpu``; ``states``: span means, and what replies hold back; ``chunk``:
+    a bound for one forward call, as if all of one block were alive at once: inputs, norms (float32), queries,
+    keys, values, gate, up and their product; one layer's cache copied and expanded to all heads; the mask
+    while it is built; the attention weights if eager; the logits of asked rows and of all replies, which are
+    drawn in float64.
     """
     size = getattr(torch, dtype).itemsize
     tokens, slots = min(token_budget, work.tokens), work.slots

@@ -74,7 +74,7 @@ def test_every_side_forwards_the_distinct_tokens_and_the_check_of_the_engine_is_
         assert stages["input embeddings"].tokens > 0 and stages["fitting and writing"].seconds > 0
     out = capsys.readouterr().out
     assert f"{SENTENCES} sentences, {asked:,} prompt tokens, {floor:,} of them distinct" in out
-    assert re.search(rf"\| engine, all layers \| +{floor:,} \| +\d+ \| +1\.000 \|", out)
+    assert re.search(rf"\| engine, all layers +\| +{floor:,} \| +\d+ \| +1\.000 \|", out)
     assert re.search(rf"\| bare forward +\| +{floor:,} .* 1\.00 \|", out)
     assert re.search(r"The whole preparation takes \d+\.\d\d x the bare .* and \d+\.\d\d x one", out)
     assert preparation.fit_layers is fit_layers, "the stopwatch is taken off again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from analysis.prefix_tree import Request
 from analysis.replies import Sampling
 from tasks.benchmarks import bench_engine
-from tasks.benchmarks.bench_engine import Cell, Result, make_requests, run_cell, table
+from tasks.benchmarks.bench_engine import Cell, Result, make_requests, run_cell
+from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import PlainLoop, agreement
 from utils import load_model
 
@@ -73,7 +76,13 @@ def test_control_counts_distinct_tokens_for_the_engine_and_every_prompt_twice_fo
     assert both.replies[: len(replies)] == replies
     printed = capsys.readouterr().out
     assert f"{len(replies)} of {len(replies)} have the same tokens" in printed
-    assert "| active+inactive, plain / engine" in printed and "2 threads" in printed
+    assert "| active+inactive, plain loop / engine" in printed and "2 threads" in printed
+    assert of["plain, once more", "active"].tokens == active
+    every = 3 * active + inactive + written + (written - len(replies))
+    assert f"| active+inactive, plain loop, 3 passes          | {every:,} |" in re.sub(
+        " +(?=[0-9])", " ", printed
+    )
+    assert both.floor == distinct(prompts["active"] + prompts["inactive"]) + written
 
 
 def test_preparation_counts_distinct_tokens_and_gives_the_same_means(model, results, capsys):
@@ -120,7 +129,7 @@ def test_the_plain_loop_reads_the_sentence_and_not_the_score_after_it(tiny_lm):
 
 def test_agreement_leaves_out_replies_that_differ_and_the_last_layer():
     def result(pooled, replies):
-        return Result(1, 1, 1, 1, 0, np.array(pooled, np.float32), replies, 0, 0, "float32")
+        return Result(1, 1, 1, 1, 0, np.array(pooled, np.float32), replies, 0, 0, 1, "float32")
 
     plain = result([[[3, 4], [0, 1]], [[1, 0], [0, 1]], [[1, 1], [0, 1]]], [[7], [8], []])
     engine = result([[[3, 3], [5, 5]], [[9, 9], [9, 9]], [[1, 1], [9, 9]]], [[7], [9], []])

@@ -32,7 +32,7 @@ from analysis.cli import positive, script, setup_logging
 from analysis.model_shape import load_shape
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.workload import memory, work_of
-from tasks.benchmarks.bench_engine import MODES, SEED, table
+from tasks.benchmarks.bench_engine import MODES, SEED
 from tasks.benchmarks.gpu_lab import (
     _FIELDS,
     LIMIT,
@@ -47,6 +47,7 @@ from tasks.benchmarks.gpu_lab import (
     clock,
     measure,
 )
+from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop
 from utils import UserError, choose_dtype
 

@@ -35,7 +35,8 @@ from analysis.process_prompts import load_prompts
 from configs.layers import selected_layers
 from configs.settings import Settings
 from data.load import load_dataset
-from tasks.benchmarks.bench_engine import DATASET, MEGABYTE, SEED, machine, table
+from tasks.benchmarks.bench_engine import DATASET, MEGABYTE, SEED
+from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import forget_peak, peak_memory
 from utils import load_model
 

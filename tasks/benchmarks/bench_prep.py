@@ -42,7 +42,8 @@ from analysis.store import Store
 from analysis.trie import build_trie
 from configs.settings import Settings
 from data.load import Split, load_dataset, read_dataset
-from tasks.benchmarks.bench_engine import DATASET, SEED, machine, table
+from tasks.benchmarks.bench_engine import DATASET, SEED
+from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work
 from utils import LoadedModel, UserError, load_model
 

@@ -38,7 +38,8 @@ from analysis.replies import Sampling
 from analysis.trials import control_trials
 from analysis.trie import build_trie
 from analysis.workload import flops, work_of
-from tasks.benchmarks.bench_engine import MEGABYTE, Cell, machine, make_requests, shorten, table
+from tasks.benchmarks.bench_engine import MEGABYTE, Cell, make_requests, shorten
+from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work, forget_peak, peak_memory
 from utils import LoadedModel, UserError, load_model
 

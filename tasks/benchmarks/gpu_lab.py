@@ -16,7 +16,8 @@ from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.replies import Sampling
 from analysis.trials import control_trials
 from analysis.workload import flops, work_of
-from tasks.benchmarks.bench_engine import MODES, SEED, table
+from tasks.benchmarks.bench_engine import MODES, SEED
+from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import count_work
 from utils import generator
 

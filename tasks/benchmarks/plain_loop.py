@@ -81,6 +81,15 @@ class PlainLoop:
         pooled = span_mean(states, (first + reply.start, first + reply.stop))
         return PlainReading(pooled, reply.ids, len(new) - int(new[-1] in self.stops))
 
+    def prompts(self, requests: Sequence[Request], progress: Callable[[int], object]) -> Outcome:
+        """Forward every prompt for its own states, which nothing is made of: one pass more over each."""
+        readings = []
+        with torch.inference_mode():
+            for request in requests:
+                readings.append(PlainReading(span_mean(self.states(request.ids), (0, 1))))
+                progress(len(request.ids))
+        return outcome(readings)
+
     def states(self, ids: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, ...]:
         """Return L tensors (1, T, D); the last is after the final norm."""
         inputs = torch.as_tensor(ids)[None]

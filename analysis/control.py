@@ -11,11 +11,13 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from analysis.ahead import Ahead
 from analysis.ensemble import ENSEMBLE
 from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.prefix_tree import PrefixTree, Reading, Request
@@ -42,7 +44,9 @@ class Control:
         study.check_model(lm)
         self.lm, self.study, self.tree = lm, study, tree
         self.settings: Settings = study.settings
-        self.prompter = Prompter(lm.tokenizer, lm.name)
+        # a copy, since prompts are tokenized while the engine decodes replies with the model's own
+        self.prompter = Prompter(deepcopy(lm.tokenizer), lm.name)
+        self.ahead = Ahead(self.requests)
         for levels in self.settings.levels:  # labels must be single tokens
             self.prompter.answer_ids(study.prompts.shown, range(levels))
 
@@ -71,11 +75,8 @@ class Control:
         """Run one unit and return its record, see docs in README (results files)."""
         rows = self.order(key.exp)
         sentences = [self.study.sentences[row] for row in rows]
-        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
-        trials = control_trials(self.settings.shots, self.settings.modes, key.levels)
-        requests = [self.request(key, trial, sentences, labels) for trial in trials]
-        layers = self.study.layers
-        readings, tokens = read_counted(self.tree, requests, layers)
+        trials, layers = self.trials(key), self.study.layers
+        readings, tokens = read_counted(self.tree, self.ahead.take(key), layers)
         pooled = np.stack([_activation(reading) for reading in readings])
         texts = text_columns(trials, readings, sentences)
         self.check_pooled(key, pooled, texts)
@@ -97,6 +98,17 @@ class Control:
             layer, sentence = self.study.layers[slot], texts["text"][int(bad[:, slot].argmax())]
             unit = f"control of {key.axis}, layer {key.layer}, experiment {key.exp}"
             raise not_finite(f"activations of layer {layer} ({unit})", sentence, self.lm.dtype)
+
+    def trials(self, key: UnitKey) -> list[ControlTrial]:
+        """Return the trials of one unit."""
+        return control_trials(self.settings.shots, self.settings.modes, key.levels)
+
+    def requests(self, key: UnitKey) -> list[Request]:
+        """Return what the engine is to do for one unit."""
+        rows = self.order(key.exp)
+        sentences = [self.study.sentences[row] for row in rows]
+        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
+        return [self.request(key, trial, sentences, labels) for trial in self.trials(key)]
 
     def request(
         self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.ahead import Ahead
 from analysis.claims import claim, describe, lock_file
 from analysis.classifiers import AxisSet
 from analysis.ensemble import ENSEMBLE, Ensemble, fit_ensemble
@@ -197,6 +198,7 @@ def run_units(
     identity: Callable[[UnitKey], dict[str, Any]],
     work: Work,
     about: Mapping[str, Any],
+    ahead: Ahead[Any] | None = None,
 ) -> int:
     """Do each unit and write its file; a killed run loses the current unit at most.
 
@@ -208,6 +210,7 @@ def run_units(
         identity: of a unit.
         work: returns the record of a unit.
         about: further meta data.
+        ahead: is told the next unit before the work on one begins.
 
     Returns:
         Units done here.
@@ -227,10 +230,12 @@ def run_units(
     with bar(total=len(left), desc="units", unit="unit") as shown:
         while 0 < len(left) < before:
             before, busy = len(left), []
-            for key in left:
+            for key, following in zip(left, [*left[1:], None], strict=True):
                 shown.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}", refresh=False)
                 with claim(store.unit(key)) as mine:
                     if mine:
+                        if ahead is not None:
+                            ahead.keep(key, following)
                         done += do(key)
                         shown.update()
                     else:

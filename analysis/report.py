@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.ahead import Ahead
 from analysis.experiment import Study, check_fits, read_counted, unit_identity
 from analysis.observers import center_and_scale, fit_sizes, kernel, same_n_predictions, word_kernel
 from analysis.prefix_tree import PrefixTree, Request
@@ -82,6 +83,7 @@ class Report:
         self.lm, self.study, self.tree = lm, study, tree
         self.baselines = Baselines(study)
         self.prompter = Prompter(lm.tokenizer, lm.name)
+        self.ahead = Ahead(self.requests)
         self.digits = {
             levels: self.prompter.answer_ids(study.prompts.shown, range(levels))
             for levels in study.settings.levels
@@ -110,13 +112,18 @@ class Report:
         sentences = [self.study.sentences[row] for row in rows]
         return self.prompter.encode(report_turns(self.study.prompts, sentences, labels, flip, levels))
 
+    def requests(self, key: UnitKey) -> list[Request]:
+        """Return what the engine is to do for one unit."""
+        rows = self.order(key.exp)
+        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
+        encoded = [self.encode(rows, labels, flip, key.levels) for flip in FLIPS]
+        return [Request(e.ids, logits_at=[place - 1 for place in e.labels]) for e in encoded]
+
     def unit(self, key: UnitKey) -> dict[str, Any]:
         """Run one unit and return its record."""
         rows = self.order(key.exp)
         labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
-        encoded = [self.encode(rows, labels, flip, key.levels) for flip in FLIPS]
-        requests = [Request(e.ids, logits_at=[place - 1 for place in e.labels]) for e in encoded]
-        readings, tokens = read_counted(self.tree, requests, (), self.digits[key.levels])
+        readings, tokens = read_counted(self.tree, self.ahead.take(key), (), self.digits[key.levels])
         logits = np.stack([reading.logits for reading in readings])
         self.check_logits(key, rows, logits)
         return {

@@ -81,9 +81,11 @@ def run_control(
         lm = _loaded(models, store.model, options)
         control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         control.check(todo)
-        done = run_units(
-            store, own, identity, lambda key: check_finite(control.unit(key), key), study.meta(lm)
-        )
+
+        def work(key: UnitKey) -> dict[str, Any]:
+            return check_finite(control.unit(key), key)
+
+        done = run_units(store, own, identity, work, study.meta(lm), control.ahead)
     return done, len(mine) - done
 
 
@@ -131,5 +133,5 @@ def run_report(
             study.check_model(lm)
         report = Report(lm, study, PrefixTree(lm.model, lm.tokenizer, token_budget))
         report.check(todo)
-        done = run_units(store, own, identity, report.unit, study.meta(lm))
+        done = run_units(store, own, identity, report.unit, study.meta(lm), report.ahead)
     return done, len(mine) - done, store

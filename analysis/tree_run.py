@@ -5,6 +5,7 @@ Shape letters: C tokens forwarded now   S cache slots in use   L layers   D hidd
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -147,8 +148,10 @@ class Run:
             self.cache.show(None)
             empty = self.tree.masks.none(len(nodes), self.used, self.tree.device)
             return prompt_layout(nodes, trie.parent, trie.end, first, runs), empty
-        seen_by_any = sorted({slot for spans in runs.values() for span in spans for slot in range(*span)})
-        shown = np.concatenate([np.array(seen_by_any, np.int64), np.arange(*new)])
+        seen_by_any = np.zeros(first, bool)
+        for start, stop in itertools.chain.from_iterable(runs.values()):
+            seen_by_any[start:stop] = True
+        shown = np.concatenate([np.flatnonzero(seen_by_any), np.arange(*new)])
         self.cache.show(runs_of(shown))
         if self.tree.mode == "chain" and is_chain(nodes, trie.parent):
             return (), self.tree.masks.none(len(nodes), len(shown), self.tree.device)

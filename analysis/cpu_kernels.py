@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-_VENDOR = Path("/proc/cpuinfo")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @cache
@@ -24,7 +24,7 @@ def onednn_is_faster() -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return wide and _VENDOR.exists() and "AuthenticAMD" in _VENDOR.read_text()[:1000]
+    return wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()[:1000]
 
 
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -166,7 +166,7 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layout:
-        return attend(query[0] * scale, key[0], value[0], layout)[None], None
+        return attend(query[0].float() * scale, key[0], value[0], layout).to(query.dtype)[None], None
     times = query.shape[1] // key.shape[1]
     bias = causal_lower_right(query.shape[2], key.shape[2])
     key, value = repeat_kv(key, times), repeat_kv(value, times)
@@ -180,18 +180,18 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout
     """Return the mean values (C, H, E) of what each row sees, weighted by the softmax of query times key.
 
     Args:
-        query: (H, C, E), scaled.
+        query: (H, C, E) float32, scaled.
         keys, values: (G, S, E) float32, every slot.
         layout: groups that hold every row once.
     """
     out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-    folded = query.float().unflatten(0, (len(keys), -1))  # (G, H / G, C, E): heads that share keys together
+    folded = query.unflatten(0, (len(keys), -1))  # (G, H / G, C, E): heads that share keys together
     for group in layout:
         rows = slice(*group.rows)
         part = folded[:, :, rows]
         many = group.in_order and part.shape[1] * part.shape[2] >= LARGE
         found = _many_rows(part, keys, values, group) if many else _few_rows(part, keys, values, group)
-        out[rows] = found.flatten(0, 1).transpose(0, 1).to(out.dtype)
+        out[rows] = found.flatten(0, 1).transpose(0, 1)
     return out
 
 

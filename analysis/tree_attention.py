@@ -4,7 +4,8 @@ A dense mask makes every token of a packed row look at every slot of the cache, 
 Here the rows come in groups that share what they see: whole runs of slots, and slots that a mask tells apart.
 
     slots   runs and masks, group by group, in float32: for models on a CPU
-    chain   rows that go on one path are causal and need no mask (flash attention); others get a dense mask
+    chain   rows that go on one path are causal and need no mask (flash attention), short branches are a batch
+            of blocks (analysis/block_attention.py), others get a dense mask: for models on a GPU
     mask    the model's own attention with a dense mask: for everything else, such as sliding windows
 
 Shape letters: C tokens forwarded now   S cache slots
@@ -25,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from analysis.block_attention import Blocks, attend_in_blocks
 from analysis.cpu_kernels import product
 
 NAME = "prefix_tree"
@@ -56,11 +58,11 @@ Layout = Sequence[Group]
 """Who sees what in one forward call; empty: the rows are one path after all slots that are given."""
 
 
-_current: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_current: ContextVar[Layout | Blocks | None] = ContextVar("layout", default=None)
 
 
 @contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
+def laid_out(layout: Layout | Blocks | None) -> Iterator[None]:
     """Let the forward passes of the block attend by ``layout``; None: by the mask that the model is given."""
     token = _current.set(layout)
     try:
@@ -165,6 +167,8 @@ def _attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(layout, Blocks):
+        return attend_in_blocks(query, key, value, layout, scale), None
     if layout:
         return attend(query[0].float() * scale, key[0], value[0], layout).to(query.dtype)[None], None
     times = query.shape[1] // key.shape[1]

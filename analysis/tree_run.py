@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from analysis.block_attention import Blocks, make_blocks
 from analysis.cpu_kernels import fast_linear
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_hidden import Sink, StopForward, decoder_blocks, read_layers
@@ -138,7 +139,7 @@ class Run:
 
     def visible(
         self, nodes: np.ndarray, first: int, runs: dict[int, tuple[Slots, ...]]
-    ) -> tuple[Layout | None, Mask]:
+    ) -> tuple[Layout | Blocks | None, Mask]:
         """Return what the mode needs to know of who sees what: a layout, or a dense mask.
 
         The mask that is given besides a layout has the right shape and takes no memory.
@@ -153,8 +154,11 @@ class Run:
             seen_by_any[start:stop] = True
         shown = np.concatenate([np.flatnonzero(seen_by_any), np.arange(*new)])
         self.cache.show(runs_of(shown))
-        if self.tree.mode == "chain" and is_chain(nodes, trie.parent):
-            return (), self.tree.masks.none(len(nodes), len(shown), self.tree.device)
+        if self.tree.mode == "chain":
+            before, chain = self.slots[shown[: -len(nodes)]], is_chain(nodes, trie.parent)
+            layout = () if chain else make_blocks(nodes, trie.parent, trie.end, before, self.tree.device)
+            if layout is not None:
+                return layout, self.tree.masks.none(len(nodes), len(shown), self.tree.device)
         return None, self.tree.masks.build(*self.distances(nodes, self.slots[shown]))
 
     def distances(self, nodes: np.ndarray, shown: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import tree_attention
+from analysis import block_attention, tree_attention, tree_run
+from analysis.block_attention import attend_in_blocks, make_blocks
 from analysis.prefix_tree import PrefixTree, Request
 from analysis.replies import Sampling
 from analysis.span_means import SpanMeans
@@ -105,3 +106,49 @@ def test_span_means_are_means_over_each_span_also_where_spans_share_tokens(rng):
         for start, stop in request.spans
     ]
     np.testing.assert_allclose(spans.means(5), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_of_short_branches_see_what_a_dense_mask_shows(seed, monkeypatch):
+    monkeypatch.setattr(block_attention, "WIDTH", 24)
+    rng = np.random.default_rng(seed)
+    trunk = list(range(100, 130))
+    tails = [
+        trunk[: rng.integers(5, 31)] + rng.integers(0, 3, rng.integers(1, 12)).tolist() for _ in range(20)
+    ]
+    trie = build_trie([trunk, *tails])
+    before = trie.paths[0]
+    nodes = np.setdiff1d(np.arange(len(trie)), before)
+    blocks = make_blocks(nodes, trie.parent, trie.end, before, torch.device("cpu"))
+    assert blocks.rows.shape[0] > 2 and blocks.rows.flatten()[blocks.places].tolist() == [*range(len(nodes))]
+    slots = np.concatenate([before, nodes])
+    query, key, value = (
+        torch.tensor(rng.standard_normal((1, h, n, WIDTH)), dtype=torch.float32)
+        for h, n in ((HEADS * SHARED, len(nodes)), (HEADS, len(slots)), (HEADS, len(slots)))
+    )
+    seen = torch.from_numpy((slots <= nodes[:, None]) & (nodes[:, None] < trie.end[slots]))
+    found = attend_in_blocks(query, key, value, blocks, 1.0)[0]
+    torch.testing.assert_close(found, plain(query[0], key[0], value[0], seen), rtol=1e-4, atol=1e-5)
+
+
+def test_large_subtrees_and_long_prefixes_are_not_put_in_blocks(monkeypatch):
+    monkeypatch.setattr(block_attention, "WIDTH", 2)
+    trie = build_trie([[1, 2, *range(10, 600)], [1, 3, 4], [1, 5]])
+    cpu, large = torch.device("cpu"), np.arange(1, len(trie))
+    assert make_blocks(large, trie.parent, trie.end, np.arange(1), cpu) is None
+    small = np.concatenate([trie.paths[1][1:], trie.paths[2][1:]])
+    assert make_blocks(small, trie.parent, trie.end, np.arange(1), cpu).rows.tolist() == [[0, 1], [2, 0]]
+    assert make_blocks(small, trie.parent, trie.end, np.zeros(2000, np.int64), cpu) is None
+
+
+def test_a_preparation_on_a_gpu_takes_blocks(tiny_lm, rng, monkeypatch):
+    shared, taken = rng.integers(11, 500, 20), []
+    requests = [Request(np.concatenate([shared, rng.integers(11, 500, 9)]), [(20, 29)]) for _ in range(40)]
+    monkeypatch.setattr(tree_run, "make_blocks", lambda *a: taken.append(make_blocks(*a)) or taken[-1])
+    tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 370, mode="chain")
+    taken.clear()
+    found = tree.read(requests, [0, 3])
+    assert [len(blocks.places) for blocks in taken] == [len(build_trie([r.ids for r in requests])) - 29]
+    expected = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False).read(requests, [0, 3])
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-3, atol=1e-5)

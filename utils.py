@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Read when torch is first imported, so it stands here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# oneDNN keeps a program for each of the last shapes of matrices, by default 1,024 of them: hundreds of MB
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,9 @@ The choice depends on the processor alone, so that processes of one machine give
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +27,17 @@ def onednn_is_faster() -> bool:
         return False
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and _CPUINFO.exists() and "AuthenticAMD" in _CPUINFO.read_text()[:1000]
+
+
+@cache
+def _trim() -> Callable[[int], int]:
+    """Return glibc's malloc_trim, or what does nothing where there is another library."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", int) if sys.platform == "linux" else int
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system: what temporary tensors leave grows with their number."""
+    _trim()(0)
 
 
 def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

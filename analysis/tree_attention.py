@@ -30,7 +30,7 @@ from analysis.block_attention import Blocks, attend_in_blocks
 from analysis.cpu_kernels import product
 
 NAME = "prefix_tree"
-LARGE = 64  # rows of one key/value head from which products by oneDNN, head by head, pay
+LARGE = 2**18  # attention weights of one head from which its own products pay; oneDNN keeps every new shape
 SCORES = 2**20  # attention weights of one head computed at once: they stay in the processor's cache
 BLOCK = 128  # rows of a packed group: what its subtrees may not see of each other is computed in vain
 
@@ -52,6 +52,11 @@ class Group:
     """(n, slots of ``own``) float32: 0 where the row sees the slot, else the most negative number."""
     in_order: bool = False
     """The own slots are those of the rows, which see none after their own."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots that a row is compared with."""
+        return sum(stop - start for start, stop in (*self.runs, *self.own))
 
 
 Layout = Sequence[Group]
@@ -193,7 +198,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout
     for group in layout:
         rows = slice(*group.rows)
         part = folded[:, :, rows]
-        many = group.in_order and part.shape[1] * part.shape[2] >= LARGE
+        many = group.in_order and part.shape[1] * part.shape[2] * group.slots >= LARGE
         found = _many_rows(part, keys, values, group) if many else _few_rows(part, keys, values, group)
         out[rows] = found.flatten(0, 1).transpose(0, 1)
     return out

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from analysis.block_attention import Blocks, make_blocks
-from analysis.cpu_kernels import fast_linear
+from analysis.cpu_kernels import fast_linear, return_memory
 from analysis.prefix_tree import PrefixTree, Reading, Request
 from analysis.process_hidden import Sink, StopForward, decoder_blocks, read_layers
 from analysis.replies import Reply
@@ -31,6 +31,9 @@ from analysis.tree_attention import (
 )
 from analysis.tree_cache import Mask, TreeCache, shared_heads
 from analysis.trie import SIMILAR, Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
+
+TRIM_EVERY = 8
+"""Steps after which a CPU gives back freed memory: more often costs time, since it is soon needed again."""
 
 
 class Run:
@@ -82,7 +85,9 @@ class Run:
         tree = self.tree
         own = nullcontext() if tree.mode == "mask" else tree_attention(tree.model)
         with torch.inference_mode(), shared_heads(tree.device), fast_linear(tree.model), own:
-            for step in self.plan.steps:
+            for number, step in enumerate(self.plan.steps, start=1):
+                if tree.device.type == "cpu" and number % TRIM_EVERY == 0:
+                    return_memory()
                 if isinstance(step, Forward):
                     self.forward(step)
                 elif isinstance(step, Crop):

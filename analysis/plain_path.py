@@ -29,7 +29,7 @@ def exact_mode(tree: PrefixTree, modes: Sequence[str]) -> str | None:
         return None
     requests = _trial_requests(tree)
     last = tree.model.config.get_text_config().num_hidden_layers - 1
-    before, plain = (tree.packed, tree.token_budget, tree.total), None
+    packed_before, budget, plain = tree.packed, tree.token_budget, None
     try:
         for mode in modes:
             tree.packed, tree.token_budget, tree.mode = True, 8, mode
@@ -46,7 +46,7 @@ def exact_mode(tree: PrefixTree, modes: Sequence[str]) -> str | None:
         log.warning("this model cannot be packed: one sequence at a time")
         return None
     finally:
-        tree.packed, tree.token_budget, _ = before
+        tree.packed, tree.token_budget = packed_before, budget
         tree.total = type(tree.total)()
 
 

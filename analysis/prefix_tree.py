@@ -5,9 +5,10 @@
     readings[0].pooled                      # (1, 2, D): mean residual stream over tokens 30..41
 
 The sequences become a trie (analysis/trie.py). Long shared paths are forwarded causally, what hangs off
-them in packed rows with a mask that shows each token its ancestors only; replies are written together,
-one token per reply per step. Only span means and the asked-for logits are kept, so memory does not grow
-with tokens x layers or tokens x vocabulary. Results equal those of plain forward passes up to rounding.
+them in packed rows where each token sees its ancestors only (analysis/tree_attention.py); the replies of
+all branches are written together, one token per reply per step. Only span means and the asked-for logits
+are kept, so memory does not grow with tokens x layers or tokens x vocabulary. Results equal those of plain
+forward passes up to rounding.
 
 Shape letters: T tokens of one request   L layers   D hidden size   A answers
 """

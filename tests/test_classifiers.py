@@ -250,6 +250,7 @@ def test_hidden_states_of_another_size_cannot_be_scored():
         fit(SQUARE, RIGHT, n_shuffled=0).scores(np.zeros((4, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:newton-cg failed")
 def test_a_regression_that_does_not_converge_names_axis_and_layer(monkeypatch):
     monkeypatch.setattr("analysis.solvers._MAX_ITER", 2)
     data, labels, _ = noise_and_labels(50, 80)

@@ -28,11 +28,14 @@ class Ahead(Generic[Made]):
         for key in [key for key in self.begun if key not in keys]:
             self.begun.pop(key).cancel()
         for key in keys:
-            if key is not None and key not in self.begun:
-                self.begun[key] = self.pool.submit(self.make, key)
+            if key is not None:
+                self._begin(key)
 
     def take(self, key: UnitKey) -> Made:
         """Return what ``key`` needs, or raise what making it raised."""
+        self._begin(key)
+        return self.begun.pop(key).result()
+
+    def _begin(self, key: UnitKey) -> None:
         if key not in self.begun:
             self.begun[key] = self.pool.submit(self.make, key)
-        return self.begun.pop(key).result()

@@ -47,7 +47,7 @@ def make_blocks(
         before: (P,) int64 nodes in the slots shown before them.
         device: of the model.
     """
-    cuts = _cuts(np.flatnonzero(~np.isin(parent[nodes], nodes)), len(nodes))
+    cuts = cut_subtrees(np.flatnonzero(~np.isin(parent[nodes], nodes)), len(nodes), WIDTH)
     sizes = np.diff(cuts)
     if len(before) > LONGEST or sizes.max() > WIDEST or len(sizes) < 2:
         return None
@@ -65,13 +65,21 @@ def make_blocks(
     return Blocks(*tensors)
 
 
-def _cuts(roots: np.ndarray, count: int) -> np.ndarray:
-    """Return where blocks begin, at subtrees, and the end: as many subtrees as fit."""
+def cut_subtrees(roots: np.ndarray, count: int, most: int, parents: np.ndarray | None = None) -> list[int]:
+    """Return where to cut rows between subtrees, from 0 to the end: as many of them together as fit.
+
+    Args:
+        roots: rows at which subtrees begin, the first of them 0.
+        count: number of rows.
+        most: rows between two cuts, unless a subtree has more.
+        parents: (count,) parent of each row's node; given, subtrees of different parents are kept apart.
+    """
     cuts = [0]
     for here, following in zip(roots[1:], [*roots, count][2:], strict=True):
-        if following - cuts[-1] > WIDTH:
+        apart = parents is not None and parents[here] != parents[cuts[-1]]
+        if apart or following - cuts[-1] > most:
             cuts.append(int(here))
-    return np.array([*cuts, count])
+    return [*cuts, count]
 
 
 def attend_in_blocks(

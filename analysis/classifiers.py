@@ -102,8 +102,7 @@ class AxisSet:
 
     def accuracy_on(self, hidden: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return, per axis but the PCs, the share of rows (N, D) on the side of their label (N,)."""
-        right = ((self.scores(hidden) > self.thresholds) == (labels[:, None] == 1)).mean(axis=0)
-        return {k: float(share) for k, share in zip(self.names, right, strict=True) if not _is_pc(k)}
+        return _accuracies(self.names, self.scores(hidden) > self.thresholds, labels)
 
     def as_record(self, trial_accuracy: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Return builtins and arrays for the axes file.
@@ -265,9 +264,14 @@ def _finish(
         )
     scores = (projections / scales).astype(np.float32)
     thresholds = np.median(scores, axis=0) if threshold == "median" else np.zeros_like(scales)
-    right = ((scores > thresholds) == (labels[:, None] == 1)).mean(axis=0)
-    accuracy = {name: float(share) for name, share in zip(names, right, strict=True) if not _is_pc(name)}
+    accuracy = _accuracies(names, scores > thresholds, labels)
     return AxisSet(names, directions, mean, scales, thresholds, variance_ratio.astype(np.float32), accuracy)
+
+
+def _accuracies(names: Sequence[str], above: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return, per axis but the PCs, the share of rows (N, K) that are above where the label (N,) is 1."""
+    right = (above == (labels[:, None] == 1)).mean(axis=0)
+    return {name: float(share) for name, share in zip(names, right, strict=True) if not _is_pc(name)}
 
 
 def _project(hidden: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:

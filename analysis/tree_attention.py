@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from analysis.block_attention import Blocks, attend_in_blocks
+from analysis.block_attention import Blocks, attend_in_blocks, cut_subtrees
 from analysis.cpu_kernels import product
 
 NAME = "prefix_tree"
@@ -117,7 +118,8 @@ def prompt_layout(
         mask = additive(torch.ones(count, count, dtype=torch.bool).tril_(), torch.float32)
         return [Group((0, count), runs_to[int(parent[nodes[0]])], ((first, first + count),), mask, True)]
     groups = []
-    for start, stop in _subtrees(nodes, parent, runs_to):
+    roots = np.flatnonzero(np.isin(parent[nodes], list(runs_to)))
+    for start, stop in pairwise(cut_subtrees(roots, count, BLOCK, parent[nodes])):
         own = nodes[start:stop]
         seen = (own <= own[:, None]) & (own[:, None] < end[own])
         mask = additive(torch.from_numpy(seen), torch.float32)
@@ -129,16 +131,6 @@ def prompt_layout(
 def is_chain(nodes: np.ndarray, parent: np.ndarray) -> bool:
     """Return whether each of ``nodes`` follows the one before it."""
     return bool((parent[nodes[1:]] == nodes[:-1]).all())
-
-
-def _subtrees(nodes: np.ndarray, parent: np.ndarray, runs_to: dict[int, tuple[Slots, ...]]) -> list[Slots]:
-    """Cut the rows between subtrees: where another parent begins, or a block is full."""
-    roots = np.flatnonzero(np.isin(parent[nodes], list(runs_to)))
-    cuts = [0]
-    for here, following in zip(roots[1:], [*roots, len(nodes)][2:], strict=True):
-        if parent[nodes[here]] != parent[nodes[cuts[-1]]] or following - cuts[-1] > BLOCK:
-            cuts.append(int(here))
-    return list(zip(cuts, [*cuts[1:], len(nodes)], strict=True))
 
 
 def runs_of(slots: np.ndarray) -> tuple[Slots, ...]:

@@ -36,7 +36,7 @@ def found(monkeypatch) -> dict[str, list[Found]]:
         kept[job.part] = measure(job)
         return kept[job.part]
 
-    monkeypatch.setattr(bench_scaling, "spawn", lambda work, *args: work(*args))
+    monkeypatch.setattr(bench_scaling, "in_own_process", lambda work, *args: work(*args))
     monkeypatch.setattr(bench_scaling, "measure", keep)
     return kept
 
@@ -223,7 +223,7 @@ def test_growth_counts_what_was_held_at_once():
 
 def test_a_real_measurement_runs_in_a_process_of_its_own(model):
     job = Job("sentences", model, (3,), repeats=1)
-    peak, output = bench_scaling.spawn(bench_scaling.measure_memory, job, 3)
+    peak, output = bench_scaling.in_own_process(bench_scaling.measure_memory, job, 3)
     assert output == 3 * 4 * 32 * 4 and peak >= 0
 
 

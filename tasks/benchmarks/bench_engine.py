@@ -14,11 +14,8 @@ Try     python -m tasks.benchmarks.bench_engine --part prep --sentences 100
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +32,7 @@ from configs.layers import selected_layers
 from data.load import read_dataset
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop, agreement, count_work, forget_peak, peak_memory
+from tasks.benchmarks.program import in_own_process, make_parser
 from utils import LoadedModel, generator, load_model
 
 SEED = 0
@@ -93,9 +91,7 @@ class Result:
 
 def spawn(cell: Cell) -> Result:
     """Run a cell in a fresh process, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(run_cell, cell).result()
+    return in_own_process(run_cell, cell)
 
 
 def run_cell(cell: Cell) -> Result:
@@ -265,9 +261,7 @@ PARTS = {"control": control_part, "prep": prep_part, "memory": memory_part}
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
     flag("--model", default="smollm2", help=f"alias, hub name, folder or .gguf file {shown}")
     flag("--shots", type=natural, nargs="+", default=SHOTS, help=f"examples shown {shown}")

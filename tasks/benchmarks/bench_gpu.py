@@ -49,6 +49,7 @@ from tasks.benchmarks.gpu_lab import (
 )
 from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop
+from tasks.benchmarks.program import make_parser
 from utils import UserError, choose_dtype
 
 # ---------------------------------------------------------------- the parts
@@ -231,9 +232,7 @@ def run_parts(args: argparse.Namespace, sizes: Sizes) -> Iterator[str]:
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
     flag("--shape", choices=SHAPES, default="8b", help=f"sizes of the model {shown}")
     flag("--part", choices=("ceilings", *PARTS, "all"), default="all", help=f"what to run {shown}")

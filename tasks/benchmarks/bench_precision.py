@@ -15,11 +15,8 @@ Try     python -m tasks.benchmarks.bench_precision --n_axis 60 --n_trial 60
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,6 +35,7 @@ from data.load import load_dataset
 from tasks.benchmarks.bench_engine import DATASET, MEGABYTE, SEED
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import forget_peak, peak_memory
+from tasks.benchmarks.program import in_own_process, make_parser
 from utils import load_model
 
 AXES = ("lr", "pc1", "meandiff", "random0")
@@ -86,9 +84,7 @@ class Effect:
 
 def spawn(job: Job) -> Result:
     """Read in a fresh process, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(run_job, job).result()
+    return in_own_process(run_job, job)
 
 
 def run_job(job: Job) -> Result:
@@ -199,9 +195,7 @@ def costs(results: Sequence[Result]) -> list[str]:
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Read in both precisions and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
     flag("--model", default="smollm2", help=f"alias, hub name, folder or .gguf file {shown}")
     flag("--device", default="cpu", help=f"cpu, cuda or auto {shown}")

@@ -3,21 +3,17 @@
 prep     a bare forward pass, the engine reading all layers, and the whole preparation as users run it
 layers   the engine reading all layers, and only the last one: the share of the pooled reading
 chunks   the engine with several token budgets
-A bare forward pass is the base model on rows of 512 tokens, causal, without cache, nothing read from it. It
-takes the distinct tokens of all prompts, the floor: no method that gives the same states forwards fewer.
+A bare forward pass is the base model on the distinct tokens of all prompts, the floor, in causal rows of 512.
 
-All runs in one process with the model loaded, after a warm-up on a few sentences. The sides of a part take
-turns, each repeat beginning with another one, so that a machine whose speed drifts slows all alike; a ratio
-is the median of those within a repeat. Tokens are counted at the embedding layer.
+One process, model loaded, after a warm-up. The sides of a part take turns, so that a machine whose speed
+drifts slows all alike; a ratio is the median of those within a repeat.
 
-Reads   data/commonsense/sentences.csv
-Writes  a temporary results folder, removed at the end; prints a Markdown report
+Reads   data/commonsense/sentences.csv; prints a Markdown report
 Try     python -m tasks.benchmarks.bench_prep --sentences 120 --part prep
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -45,12 +41,11 @@ from data.load import Split, load_dataset, read_dataset
 from tasks.benchmarks.bench_engine import DATASET, SEED
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work
+from tasks.benchmarks.program import make_parser
 from utils import LoadedModel, UserError, load_model
 
-ROW = 512
-"""Tokens of one row of the bare forward pass."""
-WARM = 16
-"""Sentences of the warm-up."""
+ROW = 512  # tokens of one row of the bare forward pass
+WARM = 16  # sentences of the warm-up
 STAGES = {
     "tokenizing": "encode_sentences",
     "input embeddings": "mean_embeddings",
@@ -130,11 +125,10 @@ class Bench:
         """Return the sides of a part, by name; the others are compared with the first."""
         layers = range(self.lm.n_layers)
         if part == "prep":
-            engine = self.engine(layers)
             return {
                 "bare forward": self.bare(),
                 "bare, engine's products": self.bare(fast=True),
-                "engine, all layers": engine,
+                "engine, all layers": self.engine(layers),
                 "whole preparation": self.whole,
             }
         if part == "layers":
@@ -274,9 +268,7 @@ TITLES = {
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
     flag("--model", default="smollm2", help=f"alias, hub name, folder or .gguf file {shown}")
     flag("--device", default="cpu", help=f"cpu, cuda or auto {shown}")

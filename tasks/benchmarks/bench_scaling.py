@@ -18,10 +18,8 @@ import argparse
 import copy
 import ctypes
 import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +39,7 @@ from analysis.workload import flops, work_of
 from tasks.benchmarks.bench_engine import MEGABYTE, Cell, make_requests, shorten
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work, forget_peak, peak_memory
+from tasks.benchmarks.program import in_own_process, make_parser
 from utils import LoadedModel, UserError, load_model
 
 SIZES = {"n": (16, 32, 64, 128), "sentences": (150, 300, 600, 1200), "branches": (4, 8, 16, 32)}
@@ -160,12 +159,6 @@ def make_task(job: Job, size: int, lm: LoadedModel, shape: Shape) -> Task:
     return Task(tree, requests, layers, shape)
 
 
-def spawn(work: Callable[..., Any], *args: object) -> Any:
-    """Call ``work(*args)`` in a fresh process, so that its memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *args).result()
-
-
 def load(job: Job) -> tuple[LoadedModel, Shape]:
     """Return the whole model and its sizes."""
     hf_logging.set_verbosity_error()
@@ -266,18 +259,16 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 def measure(job: Job) -> list[Found]:
     """Return counts, time and memory of all sizes of one part."""
-    found = spawn(time_sizes, job)
+    found = in_own_process(time_sizes, job)
     for own, size in zip(found, bar(job.sizes, desc=f"{job.part}, memory", unit="run"), strict=True):
-        own.peak, own.output = spawn(measure_memory, job, size)
+        own.peak, own.output = in_own_process(measure_memory, job, size)
     return found
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts and print the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
     flag("--model", default="smollm2", help=f"alias, hub name, folder or .gguf file {shown}")
     flag("--part", choices=(*PARTS, "all"), default="all", help=f"what grows {shown}")

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 PY := $(VENV)/bin/python
-STYLE := --isolated --line-length 110
+
 
 .PHONY: demo test lint format clean
 
@@ -15,12 +15,12 @@ test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -n $(WORKERS) --dist loadfile -m "not gpu"
 
 lint: $(VENV)/.installed
-	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W .
-	$(PY) -m ruff format --check $(STYLE) .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 format: $(VENV)/.installed
-	$(PY) -m ruff check $(STYLE) --select E,F,I,B,UP,W --fix .
-	$(PY) -m ruff format $(STYLE) .
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
 
 # torch first and alone: its pin decides between the CPU and the CUDA build for everything that follows
 $(VENV)/.installed: requirements.txt requirements-smollm2.txt

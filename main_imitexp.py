@@ -12,8 +12,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from analysis import shards
-from analysis.cli import (
+from analysis.base import processes
+from analysis.cli.flags import (
     add_axis_flags,
     add_experiment_flags,
     add_run_flags,
@@ -23,11 +23,10 @@ from analysis.cli import (
     experiment_range,
     natural,
     run_options,
-    script,
     settings_from,
-    setup_logging,
     store_from,
 )
+from analysis.cli.script import script, setup_logging
 
 log = logging.getLogger("main_imitexp")
 
@@ -57,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = store_from(args, args.model)
     grid = settings, chosen_axes(args), settings.layer, exps
     if args.dry_run:
-        from analysis.dry_run import dry_run
+        from analysis.experiments.dry_run import dry_run
 
-        plan = dry_run(store, ["control"], *grid, shard=shards.asked(args.shard), **run_options(args))
-        if shards.is_main():
+        plan = dry_run(store, ["control"], *grid, shard=processes.asked(args.shard), **run_options(args))
+        if processes.is_main():
             print(plan)
         return 0
-    from analysis.runs import run_control
+    from analysis.experiments.runs import run_control
 
-    done, kept = run_control(store, *grid, shard=shards.current(args.shard), **run_options(args))
+    done, kept = run_control(store, *grid, shard=processes.current(args.shard), **run_options(args))
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0
 

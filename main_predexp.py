@@ -13,8 +13,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from analysis import shards
-from analysis.cli import (
+from analysis.base import processes
+from analysis.cli.flags import (
     add_axis_flags,
     add_experiment_flags,
     add_run_flags,
@@ -24,11 +24,10 @@ from analysis.cli import (
     experiment_range,
     positive,
     run_options,
-    script,
     settings_from,
-    setup_logging,
     store_from,
 )
+from analysis.cli.script import script, setup_logging
 
 log = logging.getLogger("main_predexp")
 
@@ -63,18 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, reader = store_from(args, args.config_s), args.config_e or args.config_s
     grid = settings, chosen_axes(args), settings.layer, exps
     if args.dry_run:
-        from analysis.dry_run import dry_run
+        from analysis.experiments.dry_run import dry_run
 
         plan = dry_run(
-            source, ["report"], *grid, reader=reader, shard=shards.asked(args.shard), **run_options(args)
+            source, ["report"], *grid, reader=reader, shard=processes.asked(args.shard), **run_options(args)
         )
-        if shards.is_main():
+        if processes.is_main():
             print(plan)
         return 0
-    from analysis.runs import run_report
+    from analysis.experiments.runs import run_report
 
     done, kept, store = run_report(
-        source, reader, *grid, shard=shards.current(args.shard), **run_options(args)
+        source, reader, *grid, shard=processes.current(args.shard), **run_options(args)
     )
     log.info("%d new, %d kept, in %s", done, kept, store.folder)
     return 0

@@ -11,18 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from analysis import shards
-from analysis.cli import (
+from analysis.base import processes
+from analysis.cli.flags import (
     add_run_flags,
     add_shard_flag,
     base_parser,
     loading_options,
     run_options,
-    script,
     settings_from,
-    setup_logging,
     store_from,
 )
+from analysis.cli.script import script, setup_logging
 
 log = logging.getLogger("main_prep")
 
@@ -44,19 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = store_from(args, args.model)
     if args.dry_run:
-        from analysis.dry_run import dry_run
+        from analysis.experiments.dry_run import dry_run
 
         plan = dry_run(
             store, ["preparation"], settings, method=args.process_hidden_method,
-            shard=shards.asked(args.shard), **run_options(args),
+            shard=processes.asked(args.shard), **run_options(args),
         )  # fmt: skip
-        if shards.is_main():
+        if processes.is_main():
             print(plan)
         return 0
-    if shards.current(args.shard).index > 1:
+    if processes.current(args.shard).index > 1:
         log.info("the preparation is one unit of work, done by the first shard: nothing to do here")
         return 0
-    from analysis.preparation import prepare
+    from analysis.experiments.preparation import prepare
     from data.load import read_dataset
     from utils import load_model
 

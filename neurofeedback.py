@@ -17,8 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import shards
-from analysis.cli import (
+from analysis.base import processes
+from analysis.base.errors import UserError
+from analysis.cli.flags import (
     add_levels_flag,
     add_run_flags,
     add_shard_flag,
@@ -26,14 +27,13 @@ from analysis.cli import (
     loading_options,
     positive,
     run_options,
-    script,
     settings_from,
-    setup_logging,
     store_from,
 )
-from analysis.loop_sizes import Loop, add_loop_flags, loop_from
-from analysis.store import Store, provenance
-from configs.settings import Settings, UserError, as_plain
+from analysis.cli.script import script, setup_logging
+from analysis.results.store import Store, provenance
+from analysis.studies.closed_loop.flags import Loop, add_loop_flags, loop_from
+from configs.settings import Settings, as_plain
 
 log = logging.getLogger("neurofeedback")
 
@@ -77,16 +77,16 @@ def studies(args: argparse.Namespace) -> list[tuple[Settings, Store]]:
 
 def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> None:
     """Run preparation, report and control; each keeps what it finds on disk."""
-    from analysis.preparation import prepare
-    from analysis.runs import run_control, run_report
+    from analysis.experiments.preparation import prepare
+    from analysis.experiments.runs import run_control, run_report
     from data.load import read_dataset
     from utils import load_model
 
     read_dataset(store.dataset)  # its mistakes show before a large model is loaded
 
-    shard, options = shards.current(args.shard), run_options(args)
+    shard, options = processes.current(args.shard), run_options(args)
     lm = load_model(store.model, **loading_options(args))
-    with shards.main_first():
+    with processes.main_first():
         again = args.overwrite and shard.index == 1  # the others find it done
         prepare(lm, store.dataset, settings, store, token_budget=args.token_budget, overwrite=again)
     models = {store.model: lm}
@@ -96,17 +96,17 @@ def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> No
     log.info("report: %d new, %d kept", done, kept)
     done, kept = run_control(store, settings, settings.axes, *grid, **options)
     log.info("control: %d new, %d kept", done, kept)
-    shards.wait_for_all()
+    processes.wait_for_all()
 
 
 def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> str:
     """Run the closed loop alone, after the preparation that it needs; return its tables as text."""
-    from analysis.draw_loop import loop_study
+    from analysis.studies.closed_loop.pages import loop_study
     from data.load import read_dataset
     from utils import load_model
 
     read_dataset(store.dataset)
-    if shards.current(args.shard).count > 1:
+    if processes.current(args.shard).count > 1:
         raise UserError("the closed loop (--loop) is not split: start it in one process, without --shard")
     lm = load_model(store.model, **loading_options(args))
     options = {"token_budget": args.token_budget, "overwrite": args.overwrite}
@@ -115,9 +115,9 @@ def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, 
 
 def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
     """Return what the study would do, as lines for the terminal."""
-    from analysis.dry_run import dry_run
+    from analysis.experiments.dry_run import dry_run
 
-    stages, shard = ["preparation", "report", "control"], shards.asked(args.shard)
+    stages, shard = ["preparation", "report", "control"], processes.asked(args.shard)
     axes = {"control": settings.axes, "report": settings.report_axes}
     grid = (settings, axes, settings.layer, range(settings.n_experiments))
     return dry_run(store, stages, *grid, shard=shard, **run_options(args))
@@ -127,10 +127,13 @@ def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
     """Write every figure and the page from what is on disk; return their number, the page, tables as text."""
     import plot_imit
     import plot_pred
-    from analysis import effects, report_effects, report_page, tables
+    from analysis.pages import report_page
+    from analysis.tables import control as control_tables
+    from analysis.tables import read as tables_read
+    from analysis.tables import report as report_tables
 
-    control, report = tables.load_control(store), tables.load_report(store)
-    rows, report_rows = effects.control_table(control), report_effects.report_table(report)
+    control, report = tables_read.load_control(store), tables_read.load_report(store)
+    rows, report_rows = control_tables.control_table(control), report_tables.report_table(report)
     reported = plot_pred.make_figures(store, kinds=plot_pred.KINDS, data=report, rows=report_rows)
     controlled = plot_imit.make_figures(store, kinds=plot_imit.KINDS, data=control, rows=rows)
     shown = [one for one in reported if one.kind in plot_pred.MAIN]
@@ -157,13 +160,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if args.dry_run:
             text = plan(args, settings, store)
-            if shards.is_main():
+            if processes.is_main():
                 print(text)
             continue
         run_stages(args, settings, store)
-        if not shards.is_main():
+        if not processes.is_main():
             continue
-        if (shard := shards.asked(args.shard)).count > 1:
+        if (shard := processes.asked(args.shard)).count > 1:
             log.info("shard %s is done; when all are, figures: the same command without --shard", shard)
             continue
         log.info("figures and report page")

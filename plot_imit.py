@@ -13,21 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.cli import base_parser, script, setup_logging
-from analysis.plotting import (
-    add_plot_flags,
-    chosen_kinds,
-    interval,
-    resolve_layers,
-    show_p,
-    text_table,
-    write_csv,
-)
-from analysis.store import Store
+from analysis.cli.flags import base_parser
+from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
+from analysis.cli.script import script, setup_logging
+from analysis.results.store import Store
+from analysis.tables.text import interval, show_p, text_table, write_csv
 
 if TYPE_CHECKING:
-    from analysis.drawing import Drawn, Written
-    from analysis.tables import ControlData
+    from analysis.pages.drawn import Drawn, Written
+    from analysis.tables.read import ControlData
 
 Row = dict[str, Any]
 MAIN = ("effect", "readout", "heatmap", "scores", "layers", "axes")
@@ -71,13 +65,14 @@ def make_figures(
     Raises:
         UserError: nothing to draw; the message holds the command that makes it.
     """
-    from analysis import effects, tables
-    from analysis.drawing import write_drawn
-    from analysis.folder import finish_folder
+    from analysis.pages.drawn import write_drawn
+    from analysis.pages.index import finish_folder
+    from analysis.tables import control as control_tables
+    from analysis.tables import read as tables_read
 
-    data = data or tables.load_control(store, axes, layers)
-    data = data if mode == "both" else tables.only_modes(data, [mode])
-    rows = rows or effects.control_table(data)
+    data = data or tables_read.load_control(store, axes, layers)
+    data = data if mode == "both" else tables_read.only_modes(data, [mode])
+    rows = rows or control_tables.control_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_imit.csv")
     about = {"stage": "control", "model": store.model, "dataset": store.dataset}
@@ -95,23 +90,25 @@ def _figures(
     axes: Sequence[str] | None,
     models: Sequence[str] | None,
 ) -> Iterator[Drawn]:
-    from analysis import draw_axes, draw_control, draw_models
+    from analysis.pages import axes as pages_axes
+    from analysis.pages import control as pages_control
+    from analysis.pages import models as pages_models
 
-    directions = draw_axes.direction_reader(store)
+    directions = pages_axes.direction_reader(store)
     for layer, levels in sorted({(s.layer, s.levels) for s in data.series}):
-        here = draw_control.LayerFigures(store, data, rows, layer, levels, directions)
-        for kind, draw in draw_control.KINDS.items():
+        here = pages_control.LayerFigures(store, data, rows, layer, levels, directions)
+        for kind, draw in pages_control.KINDS.items():
             if kind in kinds and (drawn := draw(here)) is not None:
                 yield drawn
     if "layers" in kinds:
-        yield from draw_control.across_layers(store, data, rows)
+        yield from pages_control.across_layers(store, data, rows)
     if "axes" in kinds and store.layers():
-        yield from draw_axes.axes_figures(store)
+        yield from pages_axes.axes_figures(store)
     if "models" in kinds:
-        stores = draw_models.other_stores(store, models, "imit", axes)
+        stores = pages_models.other_stores(store, models, "imit", axes)
         if len(stores) > 1:
-            found = [draw_models.control_results(other, axes) for other in stores]
-            yield from draw_models.control_figures(found, store.dataset)
+            found = [pages_models.control_results(other, axes) for other in stores]
+            yield from pages_models.control_figures(found, store.dataset)
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -134,12 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script."""
     args = parse_args(argv)
     setup_logging(args.log_level)
-    from analysis import effects, tables
+    from analysis.tables import control as control_tables
+    from analysis.tables import read as tables_read
 
     store = Store(args.results, args.model, args.dataset)
-    data = tables.load_control(store, args.axes, resolve_layers(store, args.layer, "imit"))
-    data = data if args.mode == "both" else tables.only_modes(data, [args.mode])
-    rows = effects.control_table(data)
+    data = tables_read.load_control(store, args.axes, resolve_layers(store, args.layer, "imit"))
+    data = data if args.mode == "both" else tables_read.only_modes(data, [args.mode])
+    rows = control_tables.control_table(data)
     written = make_figures(
         store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
         formats=args.format, out=args.out, data=data, rows=rows,

@@ -13,21 +13,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.cli import base_parser, script, setup_logging
-from analysis.plotting import (
-    add_plot_flags,
-    chosen_kinds,
-    interval,
-    resolve_layers,
-    show_p,
-    text_table,
-    write_csv,
-)
-from analysis.store import Store
+from analysis.cli.flags import base_parser
+from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
+from analysis.cli.script import script, setup_logging
+from analysis.results.store import Store
+from analysis.tables.text import interval, show_p, text_table, write_csv
 
 if TYPE_CHECKING:
-    from analysis.drawing import Drawn, Written
-    from analysis.tables import ReportData
+    from analysis.pages.drawn import Drawn, Written
+    from analysis.tables.read import ReportData
 
 Row = dict[str, Any]
 MAIN = ("report", "layers", "observers", "levels")
@@ -58,12 +52,13 @@ def make_figures(
 
     Args, Raises: as for ``plot_imit.make_figures``, with load_report and report_table.
     """
-    from analysis import report_effects, tables
-    from analysis.drawing import write_drawn
-    from analysis.folder import finish_folder
+    from analysis.pages.drawn import write_drawn
+    from analysis.pages.index import finish_folder
+    from analysis.tables import read as tables_read
+    from analysis.tables import report as report_tables
 
-    data = data or tables.load_report(store, axes, layers)
-    rows = rows or report_effects.report_table(data)
+    data = data or tables_read.load_report(store, axes, layers)
+    rows = rows or report_tables.report_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_pred.csv")
     about = {"stage": "report", "model": store.model, "dataset": store.dataset}
@@ -80,14 +75,15 @@ def _figures(
     axes: Sequence[str] | None,
     models: Sequence[str] | None,
 ) -> Iterator[Drawn]:
-    from analysis import draw_models, draw_report
+    from analysis.pages import models as pages_models
+    from analysis.pages import report as pages_report
 
-    yield from draw_report.report_figures(store, data, rows, kinds)
+    yield from pages_report.report_figures(store, data, rows, kinds)
     if "models" in kinds:
-        stores = draw_models.other_stores(store, models, "pred", axes)
+        stores = pages_models.other_stores(store, models, "pred", axes)
         if len(stores) > 1:
-            found = [draw_models.report_results(other, axes) for other in stores]
-            yield from draw_models.report_figures(found, store.dataset)
+            found = [pages_models.report_results(other, axes) for other in stores]
+            yield from pages_models.report_figures(found, store.dataset)
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -113,11 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script."""
     args = parse_args(argv)
     setup_logging(args.log_level)
-    from analysis import report_effects, tables
+    from analysis.tables import read as tables_read
+    from analysis.tables import report as report_tables
 
     store = Store(args.results, args.model, args.dataset)
-    data = tables.load_report(store, args.axes, resolve_layers(store, args.layer, "pred"))
-    rows = report_effects.report_table(data)
+    data = tables_read.load_report(store, args.axes, resolve_layers(store, args.layer, "pred"))
+    rows = report_tables.report_table(data)
     written = make_figures(
         store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
         formats=args.format, out=args.out, data=data, rows=rows,

@@ -1,77 +1,36 @@
 """What every script needs: errors, seeds, files that are whole, model loading.
 
-``python utils.py verify results`` checks result files, see analysis/verify.py.
+The user's door to seeding, model loading and aliases, and serialization. It stands below all rooms of
+analysis/ but the ground (analysis/base) and imports none of them.
 
 Nothing heavy is imported at the top, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from configs.embedded_model import local_files
-from configs.safe_files import DamagedFile as DamagedFile
-from configs.safe_files import load_pickle as load_pickle
-from configs.safe_files import save_bytes as save_bytes
-from configs.safe_files import save_pickle as save_pickle
-from configs.settings import MODEL_ALIASES, UserError
+from analysis.base.embedded import local_files
+from analysis.base.errors import UserError as UserError
+from analysis.base.errors import unknown as unknown
+from analysis.base.files import DamagedFile as DamagedFile
+from analysis.base.files import load_pickle as load_pickle
+from analysis.base.files import save_bytes as save_bytes
+from analysis.base.files import save_pickle as save_pickle
+from analysis.base.seeds import fingerprint as fingerprint
+from analysis.base.seeds import generator as generator
+from configs.settings import MODEL_ALIASES
 
 if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Threads wait by sleeping: spinning makes PyTorch several times slower on a CPU shared with other jobs. They
-# spin for some microseconds first, without which short products cost a control unit a quarter of its time.
-# Read when torch is first imported, so it stands here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# oneDNN keeps a program for each of the last shapes of matrices, by default 1,024 of them: hundreds of MB
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
 log = logging.getLogger(__name__)
-
-ROOT = Path(__file__).resolve().parent
-
-
-def unknown(kind: str, got: object, known: Iterable[object], where: str) -> UserError:
-    """Build the one error used for every bad name: what, got, choices, where to add one."""
-    return UserError(f"unknown {kind} {got!r}: choose from {', '.join(map(str, known))} (see {where})")
-
-
-def generator(seed: int, *stream: int | str) -> np.random.Generator:
-    """Return a generator of its own for ``(seed, *stream)``; equal arguments give equal draws."""
-    words = [
-        part if isinstance(part, int) else _word(part) for part in (len(stream), seed, *stream)
-    ]  # the length: trailing zeros count
-    return np.random.default_rng(words)
-
-
-def _word(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def fingerprint(*parts: object) -> str:
-    """Return a sha256 hex digest of ``parts``: arrays by dtype, shape and bytes, the rest as JSON."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- models
@@ -241,7 +200,9 @@ def _offloaded_sample(model: PreTrainedModel, key: str) -> list[float]:
 _VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"}
 
 
-if __name__ == "__main__":
-    from analysis.verify import main
+if __name__ == "__main__":  # `python utils.py verify FOLDER`, as `python -m tasks.verify FOLDER`
+    import runpy
+    import sys
 
-    raise SystemExit(main())
+    sys.argv[1:2] = [] if sys.argv[1:2] == ["verify"] else sys.argv[1:2]
+    runpy.run_module("tasks.verify", run_name="__main__")

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis.solvers import logistic, mean_difference, svd_rotation
-from utils import UserError, generator, unknown
+from analysis.axes.solvers import logistic, mean_difference, svd_rotation
+from analysis.base.errors import UserError, unknown
+from analysis.base.seeds import generator
 
 THRESHOLDS = ("median", "zero")
 MOST_WORKERS = 8

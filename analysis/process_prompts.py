@@ -18,8 +18,8 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from analysis.base.errors import UserError
 from configs.settings import CONFIG_DIR, read_yaml
-from utils import UserError
 
 # Llama templates print today's date unless they are given one: a result must not depend on the day
 TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024"}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.resampling import MeanCI, bootstrap_ci, mean_ci, sign_flip_p
-from utils import UserError
+from analysis.base.errors import UserError
+from analysis.statistics.resampling import MeanCI, bootstrap_ci, mean_ci, sign_flip_p
 
 __all__ = [
     "Effect", "MeanCI", "balanced_accuracy", "benjamini_hochberg", "bootstrap_ci", "cohens_d",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from configs.settings import MODEL_ALIASES, SELECTED_LAYERS, UserError
+from analysis.base.errors import UserError
+from configs.settings import MODEL_ALIASES, SELECTED_LAYERS
 
 
 def selected_layers(model: str, n_layers: int) -> tuple[int, ...]:

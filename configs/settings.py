@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.base.errors import UserError as UserError
+
 CONFIG_DIR = Path(__file__).resolve().parent
 
 MODEL_ALIASES: dict[str, str] = {
@@ -130,15 +132,6 @@ class Settings:
             self.shots,
             "rising numbers >= 0",
         )
-
-
-class UserError(ValueError):
-    """A mistake in the input that the user can mend; scripts print it as one line and exit with 2."""
-
-    def __init__(self, text: object) -> None:
-        """Keep the text to one line of printable characters: file names and contents may hold any."""
-        line = " ".join(str(text).splitlines())
-        super().__init__("".join(c if c.isprintable() else "?" for c in line))
 
 
 class SettingError(UserError):

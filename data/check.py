@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from analysis.base.errors import UserError
 from data.load import SHIPPED, Dataset, read_dataset
-from utils import UserError
 
 NEAR = 0.6
 """Share of words in common (Jaccard) from which two sentences of different groups are near-duplicates."""

@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from analysis.cli import script, setup_logging
-from analysis.progress import bar
+from analysis.base.errors import UserError, unknown
+from analysis.base.progress import bar
+from analysis.cli.script import script, setup_logging
 from data import load
 from data.sources import BASE_URL, SOURCES, Source
-from utils import UserError, unknown
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import UserError
+from analysis.base.errors import UserError
 
 Row = tuple[str, str, str, int]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.base.errors import UserError, unknown
+from analysis.base.seeds import fingerprint, generator
 from data.formats import PUBLISHED, Row, class_files, sentences_csv, sentences_jsonl
 from data.sources import SOURCES
-from utils import UserError, fingerprint, generator, unknown
 
 log = logging.getLogger(__name__)
 

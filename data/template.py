@@ -11,9 +11,10 @@ import re
 import sys
 from collections.abc import Sequence
 
-from analysis.cli import script
+from analysis.base.errors import UserError
+from analysis.base.files import save_bytes
+from analysis.cli.script import script
 from data import load
-from utils import UserError, save_bytes
 
 CSV = """\
 id,group,sentence,label

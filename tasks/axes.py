@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli import base_parser, script, setup_logging
-from analysis.store import Store
+from analysis.base.errors import UserError
+from analysis.cli.flags import base_parser
+from analysis.cli.script import script, setup_logging
+from analysis.results.store import Store
 from configs.layers import choose_layers
-from utils import UserError, model_name
+from utils import model_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, vectors = load(Path(args.what), args.name)
         layers = ", ".join(map(str, sorted(vectors)))
         if args.action == "import":
-            from analysis.imported import add_axis
+            from analysis.axes.imported import add_axis
 
             add_axis(store, name, vectors)
             print(f"{name}: layers {layers} in {store.folder}; use it with --clf {name}")
@@ -57,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(store: Store, axis: str, spec: str, out: Path | None) -> Path:
     """Write one axis of the chosen layers and return the file's path."""
-    from analysis.axis_files import export_gguf, export_safetensors
-    from analysis.missing import no_axes
-    from analysis.preparation import load_axes
+    from analysis.axes.exchange import export_gguf, export_safetensors
+    from analysis.axes.read import load_axes
+    from analysis.results.commands import no_axes
 
     if out is None or out.suffix not in (".gguf", ".safetensors"):
         raise UserError(f"--out {out}: give a file that ends in .gguf or .safetensors")
@@ -80,7 +82,7 @@ def export(store: Store, axis: str, spec: str, out: Path | None) -> Path:
 
 def load(path: Path, name: str | None) -> tuple[str, dict[int, np.ndarray]]:
     """Return the name of the axis in a file and its vectors by layer."""
-    from analysis.axis_files import import_gguf, import_safetensors
+    from analysis.axes.exchange import import_gguf, import_safetensors
 
     if path.suffix == ".gguf":
         found = import_gguf(path)

@@ -3,7 +3,7 @@
 Every example sentence is read with +v or -v added at one layer, and its label tells which; then a test
 sentence is read with +v or -v and the model must report the label. The visible text is the same for both,
 so accuracy above 0.5 cannot come from the text. What random directions show as well is not specific to the
-axis. See analysis/causal.py for the arms and the design.
+axis. See analysis/studies/causal/experiment.py for the arms and the design.
 
 Reads   results/<model>/<dataset>/axes_layer<l>.pkl, hidden_layer<l>.pkl   (from main_prep.py)
 Writes  results/<model>/<dataset>/study_causal_<axis>_layer<l>.pkl, after every experiment, so a killed run is
@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.cli import base_parser, positive, script
-from analysis.steered_study import add_study_flags, run_layers
+from analysis.cli.flags import base_parser, positive
+from analysis.cli.script import script
+from analysis.studies.causal.flags import add_study_flags, run_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.causal import CausalSizes
-    from analysis.experiment import Study
-    from analysis.steered_study import Load
+    from analysis.experiments.study import Study
+    from analysis.studies.causal.experiment import CausalSizes
+    from analysis.studies.causal.flags import Load
 
 Row = dict[str, Any]
 ALPHA = 0.05
@@ -71,8 +72,8 @@ def causal_table(lean: np.ndarray) -> list[Row]:
             code      d_z of that move; ``code_logits`` is its mean in logits
             pull      d_z of the move from -v to +v, whatever the signs stand for
     """
-    from analysis.causal import ARMS, MAPPINGS, SIGNS
     from analysis.stats_fn import benjamini_hochberg, control_effect, mean_ci, sign_flip_p
+    from analysis.studies.causal.experiment import ARMS, MAPPINGS, SIGNS
 
     mapping, signs = np.array(MAPPINGS)[:, None], np.array(SIGNS)
     rows: list[Row] = []
@@ -102,7 +103,7 @@ def causal_table(lean: np.ndarray) -> list[Row]:
 
 def verdict(row: Row, name: str = "accuracy") -> str:
     """Return one line about an arm; a null is reported as such."""
-    from analysis.plotting import interval, show_p
+    from analysis.tables.text import interval, show_p
 
     q = row[f"{name}_q"]
     size = f" (mean {row['code_logits']:.2g} logits)" if name == "code" else ""
@@ -114,7 +115,7 @@ def verdict(row: Row, name: str = "accuracy") -> str:
 
 def summary(rows: Sequence[Row]) -> str:
     """Return the table and the verdicts as text."""
-    from analysis.plotting import interval, show_p, text_table
+    from analysis.tables.text import interval, show_p, text_table
 
     header = ["arm"]
     for title in RESULTS.values():
@@ -131,8 +132,8 @@ def summary(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], where: str, sizes: CausalSizes) -> Figure:
     """Return the figure of all arms."""
-    from analysis.figures import count
-    from analysis.figures_causal import Points, plot_arms
+    from analysis.figures.style import count
+    from analysis.studies.causal.figures import Points, plot_arms
 
     points = {
         name: Points(*(np.array([row[f"{name}{end}"] for row in rows]) for end in ("", "_low", "_high")))
@@ -151,9 +152,9 @@ def draw(rows: Sequence[Row], where: str, sizes: CausalSizes) -> Figure:
 
 def run_layer(args: argparse.Namespace, study: Study, layer: int, load: Load) -> None:
     """Run what is missing at one layer; write and print the results."""
-    from analysis import causal
-    from analysis.figures import write_figure
-    from analysis.plotting import write_csv
+    from analysis.figures.style import write_figure
+    from analysis.studies.causal import experiment as causal
+    from analysis.tables.text import write_csv
 
     sizes = causal.CausalSizes(args.n_examples, args.n_test, args.alpha, args.repeat_sentence)
     store, name = study.store, "causal_repeated" if args.repeat_sentence else "causal"

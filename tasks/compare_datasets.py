@@ -16,19 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.cli import (
-    add_run_flags,
-    base_parser,
-    loading_options,
-    positive,
-    script,
-    settings_from,
-    setup_logging,
-)
-from analysis.store import Store, read
+from analysis.base.errors import UserError
+from analysis.base.files import save_bytes
+from analysis.cli.flags import add_run_flags, base_parser, loading_options, positive, settings_from
+from analysis.cli.script import script, setup_logging
+from analysis.results.store import Store, read
 from data.load import SHIPPED, read_dataset
 from data.sources import SOURCES
-from utils import UserError, save_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +68,7 @@ def draw(by_key: Mapping[str, np.ndarray], model: str, n_axis: int, n_trial: int
     """Return the figure: one line per dataset over layers, shipped solid, published dashed."""
     from matplotlib.figure import Figure
 
-    from analysis.figures import OKABE_ITO
+    from analysis.figures.style import OKABE_ITO
 
     figure = Figure(figsize=(7.0, 3.8), layout="constrained")
     axes = figure.add_subplot()
@@ -111,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.model)
     keys = args.keys or present((*SHIPPED, *PUBLISHED))
 
-    from analysis.preparation import prepare
+    from analysis.experiments.preparation import prepare
     from utils import load_model
 
     lm = load_model(args.model, **loading_options(args))

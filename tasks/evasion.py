@@ -22,27 +22,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.claims import claim
-from analysis.cli import (
+from analysis.base.errors import UserError
+from analysis.cli.flags import (
     add_run_flags,
     base_parser,
     positive,
     run_options,
-    script,
     settings_from,
-    setup_logging,
     store_from,
 )
-from analysis.store import Store, UnitKey, finished, read, write
+from analysis.cli.script import script, setup_logging
+from analysis.results.claims import claim
+from analysis.results.store import Store, UnitKey, finished, read, write
 from configs.layers import choose_layers
 from configs.settings import as_plain
-from utils import UserError, model_name
+from utils import model_name
 
 if TYPE_CHECKING:
-    from analysis.evasion import Judged
-    from analysis.experiment import Study
-    from analysis.prefix_tree import Reading, Request
+    from analysis.engine.request import Reading, Request
+    from analysis.experiments.study import Study
     from analysis.process_prompts import Prompter
+    from analysis.studies.evasion.probes import Judged
 
 log = logging.getLogger("evasion")
 
@@ -97,7 +97,7 @@ class Trials:
 
     def identity(self, exp: int) -> dict[str, Any]:
         """Return what the file of an experiment depends on."""
-        from analysis.experiment import unit_identity
+        from analysis.experiments.units import unit_identity
 
         key = UnitKey("imit", self.plan.axis, self.plan.layer, exp)
         return unit_identity(self.study, key, ("max_new_tokens", "temperature"), **asdict(self.plan))
@@ -112,7 +112,7 @@ class Trials:
         Raises:
             UserError: the trial half has too few sentences.
         """
-        from analysis.trials import draw_order
+        from analysis.experiments.trials import draw_order
 
         pool, plan = self.study.trial_rows, self.plan
         order = draw_order(self.study.settings.seed, exp, pool, len(pool))
@@ -128,9 +128,9 @@ class Trials:
 
     def requests(self, prompter: Prompter, exp: int) -> list[Request]:
         """Return, for each label flip and wanted side, the test sentences and then the replies."""
-        from analysis.prefix_tree import Request
-        from analysis.replies import Sampling
-        from analysis.trials import ControlTrial, control_turns
+        from analysis.engine.replies import Sampling
+        from analysis.engine.request import Request
+        from analysis.experiments.trials import ControlTrial, control_turns
 
         study, plan, settings = self.study, self.plan, self.study.settings
         shown, tests = self.rows(exp)
@@ -181,8 +181,8 @@ class Trials:
 
 def run_trials(trials: Trials, exps: Sequence[int], options: dict[str, Any]) -> None:
     """Run the experiments that are not on disk yet; the model is loaded only if there are any."""
-    from analysis.experiment import read_counted
-    from analysis.prefix_tree import PrefixTree
+    from analysis.engine.prefix_tree import PrefixTree
+    from analysis.experiments.units import read_counted
     from analysis.process_prompts import Prompter
     from utils import load_model
 
@@ -209,8 +209,8 @@ def run_trials(trials: Trials, exps: Sequence[int], options: dict[str, Any]) -> 
 
 def judge(trials: Trials, exps: Sequence[int]) -> dict[tuple[str, str], Judged]:
     """Fit the probes and return what each says, by (probe, scope)."""
-    from analysis.evasion import Judged, fit_probes, probe_scores
-    from analysis.progress import bar
+    from analysis.base.progress import bar
+    from analysis.studies.evasion.probes import Judged, fit_probes, probe_scores
 
     study, plan = trials.study, trials.plan
     hidden, probes = {}, {}
@@ -247,9 +247,9 @@ def plan_of(args: argparse.Namespace, store: Store, n_layers: int) -> Plan:
 
 def dry_run(trials: Trials, exps: Sequence[int], args: argparse.Namespace) -> str:
     """Return the work that is left, as lines for the terminal."""
-    from analysis.model_shape import load_shape, load_tokenizer, run_device, run_sizes
+    from analysis.experiments.workload import Stage, Work, describe, work_of
+    from analysis.models.shape import load_shape, load_tokenizer, run_device, run_sizes
     from analysis.process_prompts import Prompter
-    from analysis.workload import Stage, Work, describe, work_of
 
     todo = [exp for exp in exps if args.overwrite or not trials.path(exp).exists()]
     dtype, tokens = run_sizes(args.device, args.dtype, args.token_budget)
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(args.log_level)
     settings, store = settings_from(args, args.model), store_from(args, args.model)
 
-    from analysis.experiment import open_study
+    from analysis.experiments.study import open_study
 
     study = open_study(store, settings)
     trials = Trials(study, plan_of(args, store, len(study.layers)))
@@ -280,8 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         trials.rows(exp)  # too few sentences are an error before any work
     run_trials(trials, exps, run_options(args))
 
-    from analysis.evasion import evasion_rows
-    from analysis.figures_evasion import evasion_tables, write_evasion
+    from analysis.studies.evasion.figures import evasion_tables, write_evasion
+    from analysis.studies.evasion.probes import evasion_rows
 
     judged = judge(trials, exps)
     rows = evasion_rows(judged, settings.seed)

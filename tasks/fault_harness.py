@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import runs
-from analysis.experiment import run_units, unfinished
-from analysis.preparation import prepare
-from analysis.store import Store, UnitKey, read
+from analysis.base.seeds import generator
+from analysis.experiments import runs
+from analysis.experiments.preparation import prepare
+from analysis.experiments.units import run_units, unfinished
+from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
-from utils import LoadedModel, generator
+from utils import LoadedModel
 
 SETTINGS = Settings(
     n_axis=20, n_trial=20, max_pc=2, shots=(0, 2), max_new_tokens=3, report_examples=6, n_experiments=4
@@ -162,7 +163,7 @@ def control_job(lm: LoadedModel) -> Job:
     """Return a job of control units of a small model whose preparation is there."""
 
     def job(store: Store, notes: Path, number: int) -> None:
-        from analysis.control import Control
+        from analysis.experiments.control import Control
 
         real = Control.unit
         Control.unit = lambda self, key: witnessed(notes, lambda k: real(self, k))(key)

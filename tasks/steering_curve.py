@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.cli import base_parser, natural, script
-from analysis.steered_study import add_study_flags, run_layers
+from analysis.cli.flags import base_parser, natural
+from analysis.cli.script import script
+from analysis.studies.causal.flags import add_study_flags, run_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.causal import CurveSizes
-    from analysis.experiment import Study
-    from analysis.resampling import MeanCI
-    from analysis.steered_study import Load
+    from analysis.experiments.study import Study
+    from analysis.statistics.resampling import MeanCI
+    from analysis.studies.causal.experiment import CurveSizes
+    from analysis.studies.causal.flags import Load
 
 Row = dict[str, Any]
 ALPHA = 0.05
@@ -62,8 +63,8 @@ def curve_table(found: Mapping[str, np.ndarray], alphas: Sequence[float], layers
     """
     from scipy.special import expit
 
-    from analysis.figures_causal import DASHES
     from analysis.stats_fn import mean_ci
+    from analysis.studies.causal.figures import DASHES
 
     def rows(what: str, layer: int | str, ci: MeanCI) -> Iterator[Row]:
         for q, alpha in enumerate(alphas):
@@ -105,7 +106,7 @@ def slope(lean: np.ndarray, alphas: Sequence[float]) -> Row:
 
 def verdict(fit: Row) -> str:
     """Return one line on the reported label; a null is reported as such."""
-    from analysis.plotting import interval, show_p
+    from analysis.tables.text import interval, show_p
 
     found = f"{interval(fit, 'slope', 4)} logits per std, p {show_p(fit['p'])}"
     null = "" if fit["p"] < ALPHA else "no detectable effect: "
@@ -114,7 +115,7 @@ def verdict(fit: Row) -> str:
 
 def summary(rows: Sequence[Row], fit: Row) -> str:
     """Return a table over alpha and the verdict as text."""
-    from analysis.plotting import interval, text_table
+    from analysis.tables.text import interval, text_table
 
     told = [row for row in rows if row["what"] in ("score", "P(upper)")]
     lines: dict[float, list[str]] = {row["alpha"]: [f"{row['alpha']:g}"] for row in told}
@@ -128,9 +129,9 @@ def summary(rows: Sequence[Row], fit: Row) -> str:
 
 def draw(rows: Sequence[Row], fit: Row, where: str, layer: int, sizes: CurveSizes) -> Figure:
     """Return the figure."""
-    from analysis.drawing import curve
-    from analysis.figures import count
-    from analysis.figures_causal import DASHES, plot_steering
+    from analysis.figures.style import count
+    from analysis.pages.drawn import curve
+    from analysis.studies.causal.figures import DASHES, plot_steering
 
     def pick(what: str, read: int | str = "") -> list[Row]:
         return [row for row in rows if (row["what"], row["layer_read"]) == (what, read)]
@@ -151,9 +152,9 @@ def draw(rows: Sequence[Row], fit: Row, where: str, layer: int, sizes: CurveSize
 
 def run_layer(args: argparse.Namespace, study: Study, layer: int, load: Load) -> None:
     """Run what is missing at one layer; write and print the results."""
-    from analysis import causal
-    from analysis.figures import write_figure
-    from analysis.plotting import write_csv
+    from analysis.figures.style import write_figure
+    from analysis.studies.causal import experiment as causal
+    from analysis.tables.text import write_csv
 
     sizes = causal.CurveSizes(args.n_examples, args.n_test, tuple(args.alphas))
     store, stem = study.store, f"steering_{args.axis}_layer{layer}"

@@ -30,9 +30,10 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from configs.embedded_model import SMOLLM2_INSTALL
+from analysis.base.embedded import SMOLLM2_INSTALL
+from analysis.base.errors import UserError
 from data.load import SHIPPED, read_dataset
-from utils import LoadedModel, UserError, _model_fingerprint, load_model
+from utils import LoadedModel, _model_fingerprint, load_model
 
 hf_logging.set_verbosity_error()
 torch.set_num_threads(2)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from analysis import store as results
-from analysis.store import Store, UnitKey
+from analysis.results import store as results
+from analysis.results.store import Store, UnitKey
 
 SHOTS = (0, 2, 4, 8, 16, 32)
 N_SENTENCES = 120

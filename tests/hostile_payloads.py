@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis.store import SCHEMA
+from analysis.results.store import SCHEMA
 
 FIRED: list[str] = []
 VARIABLE = "HOSTILE_FILE_RAN"

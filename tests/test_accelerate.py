@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.store import Store
+from analysis.base.files import ROOT
+from analysis.results.store import Store
 from tests.test_determinism import same_tables, same_units, words
 from tests.test_pipeline import CONFIG
-from utils import ROOT
 
 UNITS = 2 * 2 * 3  # of each kind: axes x layers x experiments
 LAUNCH = [
@@ -72,7 +72,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(
         "from analysis import shards\n"
-        "from analysis.cli import script\n"
+        "from analysis.cli.flags import script\n"
         "from utils import UserError\n"
         "@script\n"
         "def main(argv=None):\n"

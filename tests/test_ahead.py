@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from analysis import runs
-from analysis.ahead import Ahead
-from analysis.preparation import prepare
-from analysis.store import Store, UnitKey
+from analysis.base.errors import UserError
+from analysis.experiments import runs
+from analysis.experiments.ahead import Ahead
+from analysis.experiments.preparation import prepare
+from analysis.results.store import Store, UnitKey
 from configs.settings import Settings
-from utils import UserError
 
 KEYS = [UnitKey("imit", "lr", 1, exp, 2) for exp in range(3)]
 

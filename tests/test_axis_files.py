@@ -12,11 +12,12 @@ from gguf import GGUFReader, GGUFWriter
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from analysis.axis_files import export_gguf, export_safetensors, import_gguf, import_safetensors
+from analysis.axes.exchange import export_gguf, export_safetensors, import_gguf, import_safetensors
+from analysis.base.errors import UserError
 from analysis.classifiers import AxisSet, fit_axes
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.steering import Steering
-from utils import UserError
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.request import Request
+from analysis.engine.steering import Steering
 
 SIZE = 32
 MODEL = {"model": "org/tiny", "model_fingerprint": "abc"}

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from analysis.model_shape import Shape
-from analysis.prefix_tree import PrefixTree, Request
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.request import Request
+from analysis.models.shape import Shape
 from tasks.benchmarks import bench_gpu, gpu_lab
 from tasks.benchmarks.bench_gpu import main
 from tasks.benchmarks.gpu_lab import Drawn, Lab, Sizes, Words, measure

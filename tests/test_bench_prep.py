@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from analysis import preparation
 from analysis.classifiers import AxisSet, fit_layers
+from analysis.experiments import preparation
 from configs.settings import Settings
 from data.load import load_dataset
 from tasks.benchmarks import bench_precision, bench_prep

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.model_shape import load_shape
-from analysis.prefix_tree import Request
+from analysis.engine.request import Request
+from analysis.models.shape import load_shape
 from tasks.benchmarks import bench_scaling
 from tasks.benchmarks.bench_scaling import Found, Job, make_task, section, slope, spaced, truncated
 from tests.conftest import ARCHITECTURES, make_model

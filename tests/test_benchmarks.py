@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.prefix_tree import Request
-from analysis.replies import Sampling
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Request
 from tasks.benchmarks import bench_engine
 from tasks.benchmarks.bench_engine import Cell, Result, make_requests, run_cell
 from tasks.benchmarks.markdown import table

@@ -11,12 +11,23 @@ from transformers import LlamaConfig
 
 import main_prep
 import utils
-from analysis import causal, preparation
-from analysis.causal import ARMS, MAPPINGS, SIGNS, CausalReport, CausalSizes, CurveSizes, SteeringCurve
-from analysis.experiment import Study, open_study
-from analysis.prefix_tree import PrefixTree, Request
+from analysis.base.errors import UserError
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.request import Request
+from analysis.experiments import preparation
+from analysis.experiments.study import Study, open_study
 from analysis.process_prompts import Prompter, load_prompts
-from analysis.store import Store, read
+from analysis.results.store import Store, read
+from analysis.studies.causal import experiment as causal
+from analysis.studies.causal.experiment import (
+    ARMS,
+    MAPPINGS,
+    SIGNS,
+    CausalReport,
+    CausalSizes,
+    CurveSizes,
+    SteeringCurve,
+)
 from configs.settings import Settings
 from data import load
 from tasks import causal_report, steering_curve
@@ -24,7 +35,7 @@ from tasks.causal_report import causal_table, verdict
 from tests.conftest import TINY, make_model
 from tests.test_pipeline import write_custom
 from tests.test_steering import plain_states
-from utils import LoadedModel, UserError
+from utils import LoadedModel
 
 KEY, AXIS, LAYER = "custom/planted", "meandiff", 0
 SIZES = CausalSizes(n_examples=10, n_test=2)

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import claims
-from analysis.causal import run_experiments
-from analysis.claims import claim, describe, lock_file, process_start
-from analysis.cli import script
-from configs.safe_files import this_host
-from utils import UserError
+from analysis.base.errors import UserError
+from analysis.base.files import this_host
+from analysis.cli.script import script
+from analysis.results import claims
+from analysis.results.claims import claim, describe, lock_file, process_start
+from analysis.studies.causal.experiment import run_experiments
 
 
 @pytest.fixture

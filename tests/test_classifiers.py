@@ -6,9 +6,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from analysis.axes.solvers import logistic, svd_rotation
+from analysis.base.errors import UserError
+from analysis.base.files import load_pickle, save_pickle
+from analysis.base.seeds import generator
 from analysis.classifiers import AxisSet, fit_axes
-from analysis.solvers import logistic, svd_rotation
-from utils import UserError, generator, load_pickle, save_pickle
 
 SQUARE = np.array([[9.0, -6.0], [9, 2], [13, -6], [13, 2]])  # mean (11, -2), deviations 2 and 4
 RIGHT = np.array([0, 0, 1, 1])
@@ -252,7 +254,7 @@ def test_hidden_states_of_another_size_cannot_be_scored():
 
 @pytest.mark.filterwarnings("ignore:newton-cg failed")
 def test_a_regression_that_does_not_converge_names_axis_and_layer(monkeypatch):
-    monkeypatch.setattr("analysis.solvers._MAX_ITER", 2)
+    monkeypatch.setattr("analysis.axes.solvers._MAX_ITER", 2)
     data, labels, _ = noise_and_labels(50, 80)
     with pytest.raises(UserError, match="'lr' of layer 3.*did not converge.*lr_c"):
         fit(data, labels, lr_c=100.0)

@@ -17,10 +17,10 @@ import data.load
 import main_imitexp
 import main_predexp
 import main_prep
-from analysis.store import read
+from analysis.base.files import ROOT
+from analysis.results.store import read
 from tests.conftest import make_tokenizer
 from tests.test_load import write_dataset
-from utils import ROOT
 
 SIZES = {
     "n_axis": 40, "n_trial": 40, "n_experiments": 2, "shots": [0, 2], "report_examples": 8,

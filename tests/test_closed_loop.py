@@ -9,25 +9,28 @@ import numpy as np
 import pytest
 
 import neurofeedback
-from analysis import closed_loop, loop_prompts
-from analysis.closed_loop import ClosedLoop, fed_back, given_labels, loop_path, loop_trials, normalised
-from analysis.dialogues import Forwarded
-from analysis.experiment import Study, open_study
-from analysis.loop_effects import (
-    comparison_table,
-    drift_table,
-    load_series,
-    turn_table,
+from analysis.base.errors import UserError
+from analysis.engine.dialogues import Forwarded
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Reply, Sampling
+from analysis.experiments.preparation import prepare
+from analysis.experiments.study import Study, open_study
+from analysis.results.store import Store, UnitKey, read
+from analysis.studies.closed_loop import experiment, prompts
+from analysis.studies.closed_loop.experiment import (
+    ClosedLoop,
+    fed_back,
+    given_labels,
+    loop_path,
+    loop_trials,
+    normalised,
 )
-from analysis.loop_prompts import NO_SCORE
-from analysis.loop_runs import run_loop
-from analysis.loop_sizes import ARMS, Loop
-from analysis.prefix_tree import PrefixTree
-from analysis.preparation import prepare
-from analysis.replies import Reply, Sampling
-from analysis.store import Store, UnitKey, read
+from analysis.studies.closed_loop.flags import ARMS, Loop
+from analysis.studies.closed_loop.prompts import NO_SCORE
+from analysis.studies.closed_loop.runs import run_loop
+from analysis.studies.closed_loop.tables import comparison_table, drift_table, load_series, turn_table
 from configs.settings import Settings
-from utils import LoadedModel, UserError
+from utils import LoadedModel
 
 SETTINGS = Settings(
     n_axis=40, n_trial=40, max_pc=4, axes=("lr",), layer="2", n_experiments=8, max_new_tokens=7, shots=(0, 2)
@@ -144,7 +147,7 @@ def climbed(tiny_lm, study):
     """A loop of six turns in that world, on disk."""
     Climber.axes, loop = study.axes(2), Loop(6, modes=("write",), examples=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(closed_loop, "Dialogues", Climber)
+        patch.setattr(experiment, "Dialogues", Climber)
         assert run_loop(tiny_lm, study, loop) == (8, 0)
     return loop, load_series(study, loop)
 
@@ -271,8 +274,8 @@ def test_wrong_sizes_are_one_line_that_says_what_to_do(flags, words, capsys):
     ],
 )
 def test_wrong_texts_name_the_key(old, new, words, tmp_path: Path, monkeypatch):
-    text = (loop_prompts.CONFIG_DIR / "loop_prompts.yml").read_text()
+    text = (prompts.CONFIG_DIR / "loop_prompts.yml").read_text()
     (tmp_path / "loop_prompts.yml").write_text(text.replace(old, new))
-    monkeypatch.setattr(loop_prompts, "CONFIG_DIR", tmp_path)
+    monkeypatch.setattr(prompts, "CONFIG_DIR", tmp_path)
     with pytest.raises(UserError, match=words):
-        loop_prompts.load_loop_prompts()
+        prompts.load_loop_prompts()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.effect_grid import combined_ci, effect_grid
-from analysis.resampling import mean_ci
+from analysis.statistics.grid import combined_ci, effect_grid
+from analysis.statistics.resampling import mean_ci
 
 DRAWS, SEEDS, FLIPS = 1000, range(4), 2
 SHARED, SLOPE, NOISE = 0.5, 0.2, 0.3

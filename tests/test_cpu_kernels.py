@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import cpu_kernels
-from analysis.cpu_kernels import fast_linear, onednn_is_faster, product
+from analysis.engine import kernels
+from analysis.engine.kernels import fast_linear, onednn_is_faster, product
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
@@ -15,7 +15,7 @@ def library(request, monkeypatch):
     """Both libraries, whatever this processor is."""
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: request.param)
     return request.param
 
 
@@ -45,7 +45,7 @@ def test_the_choice_depends_on_the_processor_alone(vendor, capability, faster, t
     info = tmp_path / "cpuinfo"
     if vendor:
         info.write_text(f"processor : 0\nvendor_id : {vendor}\n")
-    monkeypatch.setattr(cpu_kernels, "_CPUINFO", info)
+    monkeypatch.setattr(kernels, "_CPUINFO", info)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert onednn_is_faster.__wrapped__() is faster
@@ -58,9 +58,9 @@ def test_linear_layers_use_the_product_inside_the_block_only(monkeypatch):
         """Such as a layer of quantized weights."""
 
     seen = []
-    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(
-        cpu_kernels, "product", lambda x, w, b: seen.append(w.shape[0]) or nn.functional.linear(x, w, b)
+        kernels, "product", lambda x, w, b: seen.append(w.shape[0]) or nn.functional.linear(x, w, b)
     )
     half, wrapped = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 5)
     wrapped.forward = wrapped.forward  # as hooks of accelerate do

@@ -15,10 +15,15 @@ import pytest
 import main_imitexp
 import main_predexp
 import main_prep
-from analysis import effects, experiment, report_effects, runs, tables
-from analysis.store import Store, UnitKey, read
+from analysis.base.files import ROOT
+from analysis.experiments import runs
+from analysis.experiments import study as study_module
+from analysis.results.store import Store, UnitKey, read
+from analysis.tables import control as control_tables
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
 from tests.test_pipeline import CONFIG
-from utils import ROOT, load_model
+from utils import load_model
 
 VOLATILE = ("meta", "seconds", "tokens")
 
@@ -99,8 +104,8 @@ def same(a: object, b: object, rtol: float) -> None:
 def same_tables(a: Store, b: Store) -> None:
     """The tables that are printed and plotted are equal, not just close."""
     for build, load in (
-        (effects.control_table, tables.load_control),
-        (report_effects.report_table, tables.load_report),
+        (control_tables.control_table, tables_read.load_control),
+        (report_tables.report_table, tables_read.load_report),
     ):
         for row, other in zip(build(load(a)), build(load(b)), strict=True):
             assert str(row) == str(other)
@@ -109,7 +114,7 @@ def same_tables(a: Store, b: Store) -> None:
 def test_units_done_in_another_order_are_bit_identical(undisturbed, prepared, config, tmp_path):
     """The last unit first, each with a study and an engine of its own."""
     store = Store(copy_of(prepared, tmp_path), undisturbed.model, "commonsense")
-    settings = experiment.open_study(store, loaded_settings(config)).settings
+    settings = study_module.open_study(store, loaded_settings(config)).settings
     models = {store.model: load_model(store.model)}
     for key in reversed([*undisturbed.units("imit"), *undisturbed.units("pred")]):
         one = replace(settings, levels=(key.levels,))

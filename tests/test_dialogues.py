@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.dialogues import Dialogues
-from analysis.loop_prompts import Continued
-from analysis.prefix_tree import PrefixTree
+from analysis.base.errors import UserError
+from analysis.engine.dialogues import Dialogues
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.trie import build_trie
 from analysis.process_prompts import Prompter, Turn, sentence_turn
-from analysis.replies import Sampling
-from analysis.trie import build_trie
+from analysis.studies.closed_loop.prompts import Continued
 from tests.conftest import ARCHITECTURES, TEMPLATES, make_model, make_tokenizer
-from utils import UserError
 
 # ---------------------------------------------------------------- one cache
 

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 
 import main_prep
-from analysis import claims, control
-from analysis.cli import script
-from analysis.experiment import run_units, unfinished
-from analysis.preparation import prepare
-from analysis.store import Store, UnitKey, read, write
-from configs import safe_files
+from analysis.base import files
+from analysis.base.files import load_pickle, save_bytes, save_pickle
+from analysis.cli.script import script
+from analysis.experiments import control
+from analysis.experiments.preparation import prepare
+from analysis.experiments.units import run_units, unfinished
+from analysis.results import claims
+from analysis.results.store import Store, UnitKey, read, write
 from tasks.fault_harness import SETTINGS
 from tests.test_claims import code_of, fork
 from tests.test_faults import copied_store, leftovers, prepared_once, run_control, run_report  # noqa: F401
-from utils import load_pickle, save_bytes, save_pickle
 
 # ---------------------------------------------------------------- signals
 
@@ -247,7 +248,7 @@ def test_a_disk_without_folder_sync_is_good_enough(tmp_path, monkeypatch):
             raise OSError(errno.EINVAL, "not for folders")
         real(fd)
 
-    monkeypatch.setattr(safe_files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     save_pickle({"x": 1}, tmp_path / "a.pkl")
     assert load_pickle(tmp_path / "a.pkl") == {"x": 1}
 

@@ -15,8 +15,13 @@ from matplotlib.image import imsave
 
 import plot_imit
 import plot_pred
-from analysis import draw_models, drawing, effects, figures, report_effects, tables
-from analysis.store import Store
+from analysis.figures import style
+from analysis.pages import models as pages_models
+from analysis.pages.drawn import COLUMNS, Drawn
+from analysis.results.store import Store
+from analysis.tables import control as control_tables
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
 from tests import fake_results
 
 SMALL = {"layers": (1, 3), "n_layers": 5, "n_exp": 3, "shots": (0, 4), "report_n": 32}
@@ -31,10 +36,10 @@ def store(tmp_path_factory) -> Store:
     return fake_results.write_study(root, levels=(2, 8), **SMALL)
 
 
-def draw(store: Store) -> dict[str, drawing.Drawn]:
+def draw(store: Store) -> dict[str, Drawn]:
     """Return every figure of both scripts by name, not rendered."""
-    control, report = tables.load_control(store), tables.load_report(store)
-    rows, table = effects.control_table(control), report_effects.report_table(report)
+    control, report = tables_read.load_control(store), tables_read.load_report(store)
+    rows, table = control_tables.control_table(control), report_tables.report_table(report)
     parts = [*plot_imit._figures(store, control, rows, plot_imit.KINDS, None, None)]
     parts += plot_pred._figures(store, report, table, plot_pred.KINDS, None, None)
     assert len({one.name for one in parts}) == len(parts)
@@ -42,7 +47,7 @@ def draw(store: Store) -> dict[str, drawing.Drawn]:
 
 
 @pytest.fixture(scope="module")
-def drawn(store) -> dict[str, drawing.Drawn]:
+def drawn(store) -> dict[str, Drawn]:
     """The figures of ``store``."""
     return draw(store)
 
@@ -52,7 +57,7 @@ def quick(monkeypatch) -> None:
     """Every figure becomes the same small image, since rendering is slow."""
     buffer = io.BytesIO()
     imsave(buffer, np.zeros((2, 3)), format="png")
-    monkeypatch.setattr(figures, "figure_bytes", lambda fig, form: buffer.getvalue())
+    monkeypatch.setattr(style, "figure_bytes", lambda fig, form: buffer.getvalue())
 
 
 def run(script, store: Store, *more: str, out: Path | None = None) -> int:
@@ -142,7 +147,7 @@ def test_every_figure_brings_numbers_with_known_columns(drawn):
     assert [name for name, one in drawn.items() if not one.numbers] == []
     for one in drawn.values():
         for row in one.numbers:
-            assert set(row) <= set(drawing.COLUMNS) and {"metric", "value"} <= set(row)
+            assert set(row) <= set(COLUMNS) and {"metric", "value"} <= set(row)
 
 
 def test_rows_of_the_other_script_stay_in_the_summary(store, tmp_path, quick):
@@ -228,7 +233,7 @@ def test_one_study_in_three_formats(tmp_path):
 WHY_NONE = r"no interval|Intervals: summary\.csv|density estimates|Dashed: means"
 
 
-def note(one: drawing.Drawn) -> str:
+def note(one: Drawn) -> str:
     return " ".join(one.figure.get_supxlabel().split())
 
 
@@ -271,15 +276,15 @@ def test_a_broken_list_of_figures_is_one_clear_error(text, store, tmp_path, quic
 
 
 def test_other_models_with_runs_on_the_dataset_are_found(store):
-    assert [s.model for s in draw_models.other_stores(store, None, "imit", None)] == ["smollm2", "org_big"]
-    named = draw_models.other_stores(store, ["org/big", "smollm2"], "pred", None)
+    assert [s.model for s in pages_models.other_stores(store, None, "imit", None)] == ["smollm2", "org_big"]
+    named = pages_models.other_stores(store, ["org/big", "smollm2"], "pred", None)
     assert [s.folder for s in named] == [store.folder, Store(store.root, "org/big", "commonsense").folder]
-    assert draw_models.other_stores(store, ["smollm2"], "imit", None) == [store]
+    assert pages_models.other_stores(store, ["smollm2"], "imit", None) == [store]
 
 
 def test_a_model_is_not_compared_with_itself_under_its_alias(tmp_path):
     own = fake_results.write_study(tmp_path, model="llama3_1b", **SMALL)
-    assert draw_models.other_stores(own, ["meta-llama/Llama-3.2-1B-Instruct"], "imit", None) == [own]
+    assert pages_models.other_stores(own, ["meta-llama/Llama-3.2-1B-Instruct"], "imit", None) == [own]
 
 
 @pytest.mark.parametrize("script", [plot_imit, plot_pred])

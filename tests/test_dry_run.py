@@ -11,7 +11,7 @@ import main_imitexp
 import main_predexp
 import main_prep
 import neurofeedback
-from analysis.store import Store
+from analysis.results.store import Store
 from tests.test_determinism import words
 from tests.test_pipeline import CONFIG
 
@@ -48,7 +48,7 @@ def test_dry_counts_are_those_of_the_run(flags, tiny_folder, tmp_path, capsys):
     assert main_predexp.main([*one, "--pred_exp_end", "1", "--dry_run"]) == 0
     report = lines(capsys.readouterr().out)["report"]
     assert main_predexp.main([*one, "--pred_exp_end", "1"]) == 0
-    from analysis.store import read
+    from analysis.results.store import read
 
     store = Store(tmp_path / "results", str(tiny_folder), "commonsense")
     for kind, counted in (("imit", control), ("pred", report)):
@@ -81,7 +81,7 @@ def test_a_config_sweeps_over_models_and_datasets_and_flags_win(flags, tiny_fold
 
 def test_a_dry_run_learns_the_time_from_units_on_disk(flags, tiny_folder, tmp_path, capsys):
     """Units of 1,800 s on one GPU and 2,700 s on two, 22 to do: 1 hour each, as many tasks of an hour."""
-    from utils import load_pickle, save_pickle
+    from analysis.base.files import load_pickle, save_pickle
 
     assert main_prep.main(flags) == 0
     argv = [*flags, "--clf", "lr", "--pc", "1", "--imit_exp_end", "-1"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.effect_grid import EffectGrid, combined_ci, effect_grid
-from analysis.resampling import bootstrap_ci
+from analysis.base.errors import UserError
+from analysis.statistics.grid import EffectGrid, combined_ci, effect_grid
+from analysis.statistics.resampling import bootstrap_ci
 from analysis.stats_fn import _d, control_effect, control_precision
-from utils import UserError
 
 NAN = np.nan
 
@@ -109,7 +109,7 @@ def test_squares_do_not_cancel_far_from_zero(rng, offset):
 def test_results_do_not_depend_on_the_chunks_or_on_the_other_cells(rng, monkeypatch):
     high, low = scores(rng, 20, cells=7)
     whole, one = effect_grid(high, low, n_boot=200), effect_grid(high[..., 4:5], low[..., 4:5], n_boot=200)
-    monkeypatch.setattr("analysis.effect_grid._CHUNK", 601)
+    monkeypatch.setattr("analysis.statistics.grid._CHUNK", 601)
     parts = effect_grid(high, low, n_boot=200)
     for field in fields(EffectGrid):
         np.testing.assert_allclose(getattr(parts, field.name), getattr(whole, field.name), atol=1e-12)
@@ -203,7 +203,7 @@ def test_combined_ci_keeps_the_shape_of_the_statistic_and_its_chunks_do_not_matt
     whole = combined_ci(high, low, both, n_boot=50)
     assert [part.shape for part in whole] == [(4, 4)] * 3
     np.testing.assert_allclose([np.diag(part) for part in whole], 1)
-    monkeypatch.setattr("analysis.effect_grid._CHUNK", 28)
+    monkeypatch.setattr("analysis.statistics.grid._CHUNK", 28)
     np.testing.assert_allclose(combined_ci(high, low, both, n_boot=50), whole)
 
 

@@ -11,11 +11,17 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-import analysis.figures_evasion
+import analysis.studies.evasion.figures
 import main_prep
 import utils
 from analysis.classifiers import fit_axes
-from analysis.evasion import (
+from analysis.engine.plain import read_plain
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.experiments.study import open_study
+from analysis.process_prompts import Prompter
+from analysis.results.store import Store, read
+from analysis.statistics.resampling import mean_ci, sign_flip_p
+from analysis.studies.evasion.probes import (
     CONDITIONS,
     PROBES,
     Judged,
@@ -27,12 +33,6 @@ from analysis.evasion import (
     threshold_at,
     tpr_at,
 )
-from analysis.experiment import open_study
-from analysis.plain_path import read_plain
-from analysis.prefix_tree import PrefixTree
-from analysis.process_prompts import Prompter
-from analysis.resampling import mean_ci, sign_flip_p
-from analysis.store import Store, read
 from configs.settings import load_settings
 from tasks import evasion
 
@@ -214,8 +214,8 @@ def flags(prepared: list[str], tmp_path: Path) -> list[str]:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the probes, which tests of the trials do not need."""
     monkeypatch.setattr(evasion, "judge", lambda *args: {})
-    monkeypatch.setattr(analysis.figures_evasion, "write_evasion", lambda *args: [])
-    monkeypatch.setattr(analysis.figures_evasion, "evasion_tables", lambda *args: "")
+    monkeypatch.setattr(analysis.studies.evasion.figures, "write_evasion", lambda *args: [])
+    monkeypatch.setattr(analysis.studies.evasion.figures, "evasion_tables", lambda *args: "")
 
 
 @pytest.fixture

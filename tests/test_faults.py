@@ -16,13 +16,15 @@ import pytest
 import main_imitexp
 import main_prep
 import plot_imit
-from analysis import claims, control, preparation, runs
-from analysis.preparation import prepare
-from analysis.store import Store, UnitKey, read
+from analysis.base.files import load_pickle, save_pickle
+from analysis.experiments import control, preparation, runs
+from analysis.experiments.preparation import prepare
+from analysis.results import claims
+from analysis.results.store import Store, UnitKey, read
 from tasks.fault_harness import SETTINGS, Lost, compare, control_job, equal, files_job, spawn, trial
 from tests.test_claims import code_of
 from tests.test_cli_errors import SIZES
-from utils import LoadedModel, load_pickle, save_pickle
+from utils import LoadedModel
 
 
 @pytest.fixture(scope="module", name="prepared")

@@ -7,22 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from analysis import (
-    effects,
-    figures,
-    figures_control,
-    figures_report,
-    findings,
-    missing,
-    report_effects,
-    tables,
-)
-from analysis import store as results
-from analysis.draw_axes import axes_figures, load_axes
-from analysis.figures import Curve
-from analysis.store import UnitKey
+from analysis.base.errors import UserError
+from analysis.figures import control as figures_control
+from analysis.figures import report, style
+from analysis.figures.style import Curve
+from analysis.pages.axes import axes_figures, load_axes
+from analysis.results import commands
+from analysis.results import store as results
+from analysis.results.store import UnitKey
+from analysis.tables import control as control_tables
+from analysis.tables import findings
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
 from tests import fake_results
-from utils import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +33,12 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control(study):
-    return tables.load_control(study)
+    return tables_read.load_control(study)
 
 
 @pytest.fixture(scope="module")
 def rows(control):
-    return effects.control_table(control)
+    return control_tables.control_table(control)
 
 
 def pick(rows, **wanted):
@@ -72,8 +69,8 @@ def test_q_is_benjamini_hochberg_over_all_rows(rows):
 
 
 def test_layer_1_is_not_layer_10(study):
-    assert {s.layer for s in tables.load_control(study, layers=[1]).series} == {1}
-    assert {s.layer for s in tables.load_report(study, layers=[10]).series} == {10}
+    assert {s.layer for s in tables_read.load_control(study, layers=[1]).series} == {1}
+    assert {s.layer for s in tables_read.load_report(study, layers=[10]).series} == {10}
 
 
 def test_scores_stand_in_the_cell_of_their_trial(study, control):
@@ -89,9 +86,11 @@ def test_scores_stand_in_the_cell_of_their_trial(study, control):
 def test_a_missing_run_lowers_n_and_is_never_zero(tmp_path):
     store = fake_results.write_study(tmp_path, axes=("lr",), n_layers=16, n_exp=4, shots=(0, 4))
     store.unit(UnitKey("imit", "lr", 15, 2)).unlink()
-    series = tables.load_control(store).series[0]
+    series = tables_read.load_control(store).series[0]
     assert list(series.exps) == [0, 1, 3] and np.isfinite(series.target).all()
-    assert {row["experiments"] for row in effects.control_table(tables.load_control(store))} == {3}
+    assert {row["experiments"] for row in control_tables.control_table(tables_read.load_control(store))} == {
+        3
+    }
 
 
 def test_a_shorter_run_leaves_nan_and_counts_as_missing(tmp_path):
@@ -104,23 +103,23 @@ def test_a_shorter_run_leaves_nan_and_counts_as_missing(tmp_path):
         short[name] = [value for value, keep in zip(unit[name], kept, strict=True) if keep]
     short.pop("meta")
     results.write(path, short, unit["meta"]["identity"])
-    last = pick(effects.control_table(tables.load_control(store)), n=4)
+    last = pick(control_tables.control_table(tables_read.load_control(store)), n=4)
     assert {(row["experiments"], row["missing"]) for row in last} == {(2, 4)}
 
 
 def test_empty_replies_are_counted_and_drop_their_pair(tmp_path):
     store = fake_results.write_study(tmp_path, axes=("lr",), n_layers=16, n_exp=5, shots=(0, 4), empty=0.3)
-    data = tables.load_control(store)
-    for row in pick(effects.control_table(data), mode="active"):
+    data = tables_read.load_control(store)
+    for row in pick(control_tables.control_table(data), mode="active"):
         assert 0 < row["empty"] < 20 and row["trials"] <= 20 - row["empty"] and row["recorded"] == 20
 
 
 def test_one_experiment_gives_an_estimate_without_interval(tmp_path):
     store = fake_results.write_study(tmp_path, axes=("lr",), n_layers=2, layers=(1,), n_exp=1, shots=(4,))
-    row = effects.control_table(tables.load_control(store))[0]
+    row = control_tables.control_table(tables_read.load_control(store))[0]
     assert math.isfinite(row["d"]) and math.isnan(row["d_low"]) and math.isnan(row["q"])
     assert "no conclusion" in findings.control_sentence(row, 1)
-    report = report_effects.report_table(tables.load_report(store))[0]
+    report = report_tables.report_table(tables_read.load_report(store))[0]
     assert math.isfinite(report["accuracy"]) and math.isnan(report["gain_low"])
 
 
@@ -130,8 +129,8 @@ def test_runs_of_differing_settings_are_refused_by_the_field_that_differs(tmp_pa
         tmp_path, axes=("pc1",), n_layers=16, n_exp=1, settings={"temperature": 1.0}
     )
     with pytest.raises(UserError, match=r"temperature is 0\.7 in imit_lr_layer15_exp0\.pkl and 1\.0"):
-        tables.load_control(store)
-    assert len(tables.load_control(store, axes=["lr"]).series) == 1
+        tables_read.load_control(store)
+    assert len(tables_read.load_control(store, axes=["lr"]).series) == 1
 
 
 def test_of_512_components_those_in_the_figures_are_kept(tmp_path):
@@ -139,7 +138,7 @@ def test_of_512_components_those_in_the_figures_are_kept(tmp_path):
     store = fake_results.write_study(
         tmp_path, axes=("pc5",), layers=(1,), n_layers=2, n_exp=2, shots=(0, 4), extra=extra
     )
-    series = tables.load_control(store).series[0]
+    series = tables_read.load_control(store).series[0]
     assert series.affected == ("lr", "pc1", "pc2", "pc4", "pc5", "pc8", "pc32", "random0")
     unit = results.read(store.unit(UnitKey("imit", "pc5", 1, 0)))
     t = next(i for i in range(16) if (unit["n"][i], unit["flip"][i], unit["want"][i]) == (4, True, 1))
@@ -152,17 +151,17 @@ def test_missing_runs_name_the_exact_command(tmp_path, study):
     with pytest.raises(
         UserError, match=f"python main_prep.py --model smollm2 --dataset commonsense --results {tmp_path}`"
     ):
-        tables.load_control(store)
+        tables_read.load_control(store)
     fake_results.write_axes(store, ["lr"], 2, np.random.default_rng(0))
     with pytest.raises(UserError, match="main_imitexp.py .*--clf lr --layer middle --imit_exp_end -1"):
-        tables.load_control(store)
+        tables_read.load_control(store)
     with pytest.raises(UserError, match="main_predexp.py .*--pc 8 --layer 1 --pred_exp_end -1"):
-        tables.load_report(study, axes=["pc8"], layers=[1])
+        tables_read.load_report(study, axes=["pc8"], layers=[1])
     default = results.Store(type(tmp_path)("results"), "smollm2", "commonsense")
     line = "python main_imitexp.py --model smollm2 --dataset commonsense --pc 1 --layer 15 --imit_exp_end -1"
-    assert missing.command(default, "imit", "pc1", 15) == line
+    assert commands.command(default, "imit", "pc1", 15) == line
     crossed = results.Store(type(tmp_path)("results"), "big_from_small", "emotion")
-    assert "--config_s small --config_e big --dataset emotion" in missing.command(crossed, "pred")
+    assert "--config_s small --config_e big --dataset emotion" in commands.command(crossed, "pred")
 
 
 # ---------------------------------------------------------------- figures
@@ -203,7 +202,7 @@ def test_histograms_draw_both_sides_and_the_original_sentences():
 
 
 def test_report_panels_show_curves_chance_and_baselines():
-    fig = figures_report.plot_report(
+    fig = report.plot_report(
         {"lr": curve([0.5, 0.8])}, {"lr": curve([0.7, 0.4])},
         {"majority": curve([0.5, 0.6]), "activations": curve([0.5, 0.9])}, {"activations": curve([0.7, 0.2])},
         "T", "n",
@@ -226,26 +225,26 @@ def test_the_overview_counts_held_out_sentences(study):
 
 
 def test_names_at_the_lines_keep_their_distance_and_stay_in_the_panel():
-    fig, axes = figures.canvas(1, 1, 2, "T", "n")
+    fig, axes = style.canvas(1, 1, 2, "T", "n")
     axes[0, 0].set_ylim(0, 1)
-    figures.direct_labels(axes[0, 0], [(1.0, 0.99 + i / 1000, f"a{i}", "k") for i in range(5)], gap=0.1)
+    style.direct_labels(axes[0, 0], [(1.0, 0.99 + i / 1000, f"a{i}", "k") for i in range(5)], gap=0.1)
     heights = sorted(text.get_position()[1] for text in axes[0, 0].texts)
     assert min(np.diff(heights)) >= 0.1 - 1e-9 and heights[-1] <= 1
 
 
 def test_eight_axes_have_eight_colours_and_markers():
     names = ["lr", "pc1", "pc2", "pc4", "meandiff", "random0", "lr_shuffled0", "pc16"]
-    assert len({figures.colour(name, names) for name in names}) == 8
-    assert len({figures.marker(name, names) for name in names}) == 8
+    assert len({style.colour(name, names) for name in names}) == 8
+    assert len({style.marker(name, names) for name in names}) == 8
 
 
-@pytest.mark.parametrize("form", figures.FORMATS)
+@pytest.mark.parametrize("form", style.FORMATS)
 def test_equal_figures_give_equal_files_and_settings_stay(form):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
     files = [
-        figures.figure_bytes(figures_control.plot_control({"active": {"lr": curve([0, 1])}}, "T", "n"), form)
+        style.figure_bytes(figures_control.plot_control({"active": {"lr": curve([0, 1])}}, "T", "n"), form)
         for _ in range(2)
     ]
     assert files[0] == files[1] and dict(mpl.rcParams) == before

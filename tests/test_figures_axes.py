@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import figures_axes
+from analysis.figures import axes as figures_axes
 
 NOTE = "600 fitting sentences; 95 % interval"
 AXES = ("lr", "meandiff", "random0", "lr_shuffled0", "lr_ensemble", "random12", "pc512", "lr_shuffled12")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from analysis import causal
-from analysis.causal import MAPPINGS, SIGNS
-from analysis.figures import Curve
-from analysis.figures_causal import DASHES, PANELS, Points, plot_arms, plot_steering
+from analysis.figures.style import Curve
+from analysis.studies.causal import experiment as causal
+from analysis.studies.causal.experiment import MAPPINGS, SIGNS
+from analysis.studies.causal.figures import DASHES, PANELS, Points, plot_arms, plot_steering
 from tasks import steering_curve
 from tasks.causal_report import causal_table, verdict
 

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from scipy.stats import gaussian_kde
 
-from analysis import figures_detail
-from analysis.figures import GREY, HIGH, LOW, Curve, colour
+from analysis.figures import control_detail
+from analysis.figures.style import GREY, HIGH, LOW, Curve, colour
 from tests.test_figures_axes import AXES, NOTE, assert_headed, assert_texts_fit, lines
 
 MODES = ("active", "inactive")
@@ -38,7 +38,7 @@ def stems(collection) -> np.ndarray:
 def test_densities_are_those_of_scipy_for_each_side():
     rng = np.random.default_rng(0)
     original, high, low = rng.normal(size=60), rng.normal(1, 1, 30), rng.normal(-1, 1, 20)
-    fig = figures_detail.plot_densities({"lr": original}, {"lr": {"active": (high, low)}}, "T", NOTE)
+    fig = control_detail.plot_densities({"lr": original}, {"lr": {"active": (high, low)}}, "T", NOTE)
     ax = fig.axes[0]
     for values, label, hue in ((low, "low wanted", LOW), (high, "high wanted", HIGH)):
         line = next(line for line in ax.lines if line.get_label() == label)
@@ -54,7 +54,7 @@ def test_densities_are_those_of_scipy_for_each_side():
 
 def test_missing_scores_are_left_out_and_every_n_is_stated():
     high, low = np.array([1.0, np.nan, 2.0, 3.0]), np.array([np.nan, -1.0, -3.0, np.nan])
-    fig = figures_detail.plot_densities({"lr": np.arange(7.0)}, {"lr": {"active": (high, low)}}, "T", NOTE)
+    fig = control_detail.plot_densities({"lr": np.arange(7.0)}, {"lr": {"active": (high, low)}}, "T", NOTE)
     ax = fig.axes[0]
     stated = [(text.get_text(), text.get_color()) for text in ax.texts]
     assert stated == [("n = 7", GREY), ("n = 2", LOW), ("n = 3", HIGH)]
@@ -64,7 +64,7 @@ def test_missing_scores_are_left_out_and_every_n_is_stated():
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.5, 0.5], [np.nan], [0.5, 0.5 + 1e-7]])
 def test_scores_that_do_not_differ_have_a_tick_and_no_curve(values):
     sample = np.array(values)
-    fig = figures_detail.plot_densities({"lr": sample}, {"lr": {"active": (sample, sample)}}, "T", NOTE)
+    fig = control_detail.plot_densities({"lr": sample}, {"lr": {"active": (sample, sample)}}, "T", NOTE)
     ax = fig.axes[0]
     assert all(np.isnan(heights).all() for heights in lines(ax).values())
     ticks = [stems(part)[0, 0] for part in ax.collections[1:]]
@@ -75,7 +75,7 @@ def test_scores_that_do_not_differ_have_a_tick_and_no_curve(values):
 def test_an_axis_without_a_mode_has_an_empty_panel_that_says_so():
     pair = (np.arange(4.0), np.arange(5.0))
     imitated = {"lr": {"active": pair}, "pc1": {"active": pair, "inactive": pair}}
-    fig = figures_detail.plot_densities({"lr": np.arange(9.0)}, imitated, "T", NOTE)
+    fig = control_detail.plot_densities({"lr": np.arange(9.0)}, imitated, "T", NOTE)
     stated = [[text.get_text() for text in ax.texts] for ax in fig.axes]
     assert stated[1] == ["n = 9", "n = 0", "n = 0"]  # lr, inactive
     assert stated[2] == ["n = 0", "n = 5", "n = 4"]  # pc1, active, no original sentences
@@ -88,7 +88,7 @@ def test_an_axis_without_a_mode_has_an_empty_panel_that_says_so():
 def test_texts_of_densities_fit(axes, modes, layers):
     scores = np.random.default_rng(0).normal(size=1200)
     imitated = {axis: dict.fromkeys(modes, (scores, scores - 1)) for axis in axes}
-    fig = figures_detail.plot_densities(dict.fromkeys(axes, scores), imitated, "T", NOTE)
+    fig = control_detail.plot_densities(dict.fromkeys(axes, scores), imitated, "T", NOTE)
     assert len(fig.axes) == len(axes) * len(modes)
     assert_texts_fit(fig)
 
@@ -98,7 +98,7 @@ def test_texts_of_densities_fit(axes, modes, layers):
 
 def test_wanted_high_and_low_are_two_lines_with_their_bands():
     high, low = curve([0.1, np.nan, 0.9], [0, 7, 15]), curve([0.0, -0.2, -0.7], [0, 7, 15])
-    fig = figures_detail.plot_accumulation({"lr": {"active": (high, low)}}, 7, "T", NOTE)
+    fig = control_detail.plot_accumulation({"lr": {"active": (high, low)}}, 7, "T", NOTE)
     ax = fig.axes[0]
     drawn = lines(ax)
     np.testing.assert_array_equal(drawn["high wanted"], high.y)  # NaN stays: a gap
@@ -114,7 +114,7 @@ def test_wanted_high_and_low_are_two_lines_with_their_bands():
 def test_a_missing_mode_is_an_empty_panel_and_the_key_is_whole():
     one = curve([0.0, 1.0])
     panels = {"lr": {"inactive": (one, one)}, "pc1": {"active": (one, one), "inactive": (one, one)}}
-    fig = figures_detail.plot_accumulation(panels, 1, "T", NOTE)
+    fig = control_detail.plot_accumulation(panels, 1, "T", NOTE)
     titles = [ax.get_title(loc="left")[:6] for ax in fig.axes[:2]]
     missing = fig.axes[2 + titles.index("active")]
     assert len(lines(missing)["high wanted"]) == 2
@@ -127,7 +127,7 @@ def test_a_missing_mode_is_an_empty_panel_and_the_key_is_whole():
 def test_texts_of_accumulation_fit(axes, modes, layers):
     high, low = curve(np.linspace(0, 2, len(layers)), layers), curve(np.linspace(0, -2, len(layers)), layers)
     panels = {axis: dict.fromkeys(modes, (high, low)) for axis in axes}
-    assert_texts_fit(figures_detail.plot_accumulation(panels, layers[-1], "T", NOTE))
+    assert_texts_fit(control_detail.plot_accumulation(panels, layers[-1], "T", NOTE))
 
 
 # ---------------------------------------------------------------- precision
@@ -136,7 +136,7 @@ def test_texts_of_accumulation_fit(axes, modes, layers):
 def test_precision_shows_both_variants_with_their_intervals_around_one():
     without, within = bars(("lr", "pc1"), [3.0, 1.5]), bars(("lr", "pc1"), [2.0, 1.2])
     variants = {"without target": without, "with target": within}
-    fig = figures_detail.plot_precision({"active": variants}, "T", NOTE)
+    fig = control_detail.plot_precision({"active": variants}, "T", NOTE)
     ax = fig.axes[0]
     drawn = lines(ax)
     np.testing.assert_array_equal(drawn["without target"], [3.0, 1.5])
@@ -150,14 +150,14 @@ def test_precision_shows_both_variants_with_their_intervals_around_one():
 
 @pytest.mark.parametrize(("largest", "scale"), [(9.9, "linear"), (10.1, "log")])
 def test_the_scale_is_logarithmic_past_a_factor_ten(largest, scale):
-    fig = figures_detail.plot_precision({"active": {"a": bars(("lr", "pc1"), [1.0, largest])}}, "T", NOTE)
+    fig = control_detail.plot_precision({"active": {"a": bars(("lr", "pc1"), [1.0, largest])}}, "T", NOTE)
     assert fig.axes[0].get_yscale() == scale
 
 
 def test_an_interval_down_to_zero_does_not_stretch_a_logarithmic_scale():
     names, value, low, high = bars(("lr", "pc1", "pc2"), [0.5, 20.0, 2.0])
     low[0], high[1] = 0.0, 1e9
-    fig = figures_detail.plot_precision({"active": {"a": (names, value, low, high)}}, "T", NOTE)
+    fig = control_detail.plot_precision({"active": {"a": (names, value, low, high)}}, "T", NOTE)
     bottom, top = fig.axes[0].get_ylim()
     assert 0.01 < bottom < 0.5 and 20 < top < 1000
     assert_texts_fit(fig)
@@ -165,7 +165,7 @@ def test_an_interval_down_to_zero_does_not_stretch_a_logarithmic_scale():
 
 def test_an_unknown_precision_is_named_and_not_drawn():
     values = bars(("lr", "pc1"), [np.nan, 2.0])
-    fig = figures_detail.plot_precision({"active": {"a": values, "b": values}}, "T", NOTE)
+    fig = control_detail.plot_precision({"active": {"a": values, "b": values}}, "T", NOTE)
     ax = fig.axes[0]
     assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [("n/a", 0)]
     assert np.isnan(lines(ax)["a"][0])
@@ -176,7 +176,7 @@ def test_an_unknown_precision_is_named_and_not_drawn():
 
 def test_groups_are_drawn_as_given_and_named_at_their_ends():
     groups = {"LR": curve([0.2, 0.9, np.nan], [0, 7, 15]), "early PCs": curve([0.1, 0.3, 0.4], [0, 7, 15])}
-    fig = figures_detail.plot_groups({"inactive": groups}, "T", NOTE)
+    fig = control_detail.plot_groups({"inactive": groups}, "T", NOTE)
     ax = fig.axes[0]
     for name, given in groups.items():
         np.testing.assert_array_equal(lines(ax)[name], given.y)
@@ -189,7 +189,7 @@ def test_groups_are_drawn_as_given_and_named_at_their_ends():
 def test_cosines_are_bars_from_zero_with_intervals():
     values = (("lr", "pc1", "pc2"), np.array([0.3, -0.1, np.nan]), np.array([0.2, -0.2, np.nan]),
               np.array([0.5, 0.1, np.nan]))  # fmt: skip
-    fig = figures_detail.plot_cosine_bars({"active": values}, "T", NOTE)
+    fig = control_detail.plot_cosine_bars({"active": values}, "T", NOTE)
     ax = fig.axes[0]
     np.testing.assert_array_equal([bar.get_height() for bar in ax.patches], values[1])
     assert {bar.get_y() for bar in ax.patches} == {0}
@@ -204,20 +204,20 @@ def test_cosines_are_bars_from_zero_with_intervals():
 def test_texts_of_precision_groups_and_cosines_fit(axes, modes, layers):
     wide = bars(axes, np.geomspace(0.1, 30, len(axes)))
     variants = {"target left out of the mean": wide, "target in the mean": wide}
-    assert_texts_fit(figures_detail.plot_precision(dict.fromkeys(modes, variants), "T", NOTE))
+    assert_texts_fit(control_detail.plot_precision(dict.fromkeys(modes, variants), "T", NOTE))
     same = curve(np.full(len(layers), 0.4), layers)
     groups = dict.fromkeys(("LR", "early PCs", "late PCs"), same)
-    assert_texts_fit(figures_detail.plot_groups(dict.fromkeys(modes, groups), "T", NOTE))
-    assert_texts_fit(figures_detail.plot_cosine_bars(dict.fromkeys(modes, wide), "T", NOTE))
+    assert_texts_fit(control_detail.plot_groups(dict.fromkeys(modes, groups), "T", NOTE))
+    assert_texts_fit(control_detail.plot_cosine_bars(dict.fromkeys(modes, wide), "T", NOTE))
 
 
 def test_nothing_known_at_all_still_gives_figures():
     unknown = bars(("lr",), [np.nan])
     empty = curve([np.nan], [15])
     for fig in (
-        figures_detail.plot_precision({"active": {"a": unknown}}, "T", NOTE),
-        figures_detail.plot_cosine_bars({"active": unknown}, "T", NOTE),
-        figures_detail.plot_groups({"active": {"LR": empty}}, "T", NOTE),
-        figures_detail.plot_accumulation({"lr": {"active": (empty, empty)}}, 15, "T", NOTE),
+        control_detail.plot_precision({"active": {"a": unknown}}, "T", NOTE),
+        control_detail.plot_cosine_bars({"active": unknown}, "T", NOTE),
+        control_detail.plot_groups({"active": {"LR": empty}}, "T", NOTE),
+        control_detail.plot_accumulation({"lr": {"active": (empty, empty)}}, 15, "T", NOTE),
     ):
         assert_texts_fit(fig)

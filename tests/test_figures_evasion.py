@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from analysis.evasion import CONDITIONS, evasion_rows
-from analysis.figures import Curve, figure_bytes
-from analysis.figures_evasion import (
-    evasion_tables,
-    plot_class_scores,
-    plot_rates,
-    write_evasion,
-)
+from analysis.figures.style import Curve, figure_bytes
+from analysis.studies.evasion.figures import evasion_tables, plot_class_scores, plot_rates, write_evasion
+from analysis.studies.evasion.probes import CONDITIONS, evasion_rows
 from tests.test_evasion import planted
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis.figures import Curve
-from analysis.figures_levels import plot_confusion, plot_level_report, plot_level_scores
+from analysis.figures.levels import plot_confusion, plot_level_report, plot_level_scores
+from analysis.figures.style import Curve
 from tests.test_figures_models import AXES, assert_inside, lines, words
 
 

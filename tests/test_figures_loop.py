@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.figures import HIGH, LOW, Curve
-from analysis.figures_loop import plot_loop_drift, plot_loop_effect, plot_loop_scores
-from analysis.loop_sizes import ARMS
+from analysis.figures.style import HIGH, LOW, Curve
+from analysis.studies.closed_loop.figures import plot_loop_drift, plot_loop_effect, plot_loop_scores
+from analysis.studies.closed_loop.flags import ARMS
 from tests.test_figures_models import assert_inside, bars, lines, words
 
 MODES = ("write", "repeat")

@@ -8,10 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Affine2D, Bbox
 from scipy.stats import linregress
 
-from analysis import figures_models
-from analysis.figures import Curve, canvas
-from analysis.figures_models import plot_depth, plot_observers, plot_size, power_fit, short_names
-from utils import UserError
+from analysis.base.errors import UserError
+from analysis.figures import models
+from analysis.figures.models import plot_depth, plot_observers, plot_size, power_fit, short_names
+from analysis.figures.style import Curve, canvas
 
 MODELS = (
     "smollm2", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "google/gemma-3-12b-it",
@@ -198,7 +198,7 @@ def test_size_of_one_model_has_a_scale():
     fig = plot_size({"active": {"lr": curve([0.4], [135e6], 0.3)}}, "T", "n")
     low, high = fig.axes[0].get_xlim()
     assert low < 135e6 < high and words(fig) == ["lr: no line, n = 1"]
-    assert [figures_models._parameters(n) for n in (1e8, 5e8, 7e9, 1e12, 20)] == [
+    assert [models._parameters(n) for n in (1e8, 5e8, 7e9, 1e12, 20)] == [
         "100M",
         "500M",
         "7B",

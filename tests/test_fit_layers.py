@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from analysis import preparation
+from analysis.axes.solvers import svd_rotation
+from analysis.base import pickles
+from analysis.base.errors import UserError
+from analysis.base.files import load_pickle
 from analysis.classifiers import fit_layers
-from analysis.cli import script
-from analysis.preparation import prepare
-from analysis.solvers import svd_rotation
-from analysis.store import Store
-from configs import safe_pickle
+from analysis.cli.script import script
+from analysis.experiments import preparation
+from analysis.experiments.preparation import prepare
+from analysis.results.store import Store
 from configs.settings import Settings
 from data.load import load_dataset
-from utils import UserError, load_pickle
 
 
 def test_the_number_of_threads_changes_no_bit_of_a_prepared_folder(tiny_lm, tmp_path, monkeypatch):
@@ -33,7 +34,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_prepared_folder(tiny_lm, tmp_
     assert len(made[0]) == 2 + 2 * tiny_lm.n_layers and made[0].keys() == made[1].keys()
     for name, record in made[0].items():
         one, many = ({k: v for k, v in r.items() if k != "meta"} for r in (record, made[1][name]))
-        assert safe_pickle.dumps(one) == safe_pickle.dumps(many), name
+        assert pickles.dumps(one) == pickles.dumps(many), name
     dataset = load_dataset("commonsense", settings.seed, 40, 40).compact().dataset
     encoded = preparation.encode_sentences(tiny_lm, dataset, preparation.load_prompts(dataset.key))
     tree = preparation.PrefixTree(tiny_lm.model, tiny_lm.tokenizer)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.base.errors import UserError
 from data import formats
 from data.formats import COLUMNS, LONGEST_LINE, Row, group_neighbours, subject
 from data.load import make_dataset
-from utils import UserError
 
 OWN = "id,group,sentence,label\n"
 ETHICS = "label,input,is_short,edited\n"

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import data.load
 import main_prep
 from analysis import process_prompts
+from analysis.base.errors import UserError
 from analysis.process_prompts import Prompter, Turn, load_prompts
 from configs.settings import CONFIG_DIR, load_settings, setting_names
 from data.load import read_dataset
 from tests.conftest import make_tokenizer
-from utils import UserError
 
 fuzz = partial(
     settings, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import plot_imit
 import plot_pred
-from analysis import drawing
-from analysis.store import Store
+from analysis.base.files import load_pickle, save_pickle
+from analysis.pages import drawn
+from analysis.results.store import Store
 from tests import fake_results
 from tests.test_fuzz import STRANGE, exits, fuzz
-from utils import load_pickle, save_pickle
 
 # ---------------------------------------------------------------- results
 
@@ -74,7 +74,7 @@ def draws(study: Store, out: Path, path: Path, main: Callable, key: str, how: st
 @pytest.fixture
 def unwritten(monkeypatch) -> None:
     """Figures are put together, but not rendered, which would take most of the time."""
-    monkeypatch.setattr(drawing, "write_figure", lambda figure, folder, name, formats: [])
+    monkeypatch.setattr(drawn, "write_figure", lambda figure, folder, name, formats: [])
 
 
 PLOTS = ["effect", "readout", "accumulation", "cosine", "scores"]

@@ -9,9 +9,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from analysis.figures import figure_bytes
-from analysis.gallery import Entry, stitch, write_index
-from utils import UserError
+from analysis.base.errors import UserError
+from analysis.figures.style import figure_bytes
+from analysis.pages.index import Entry, stitch, write_index
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x'"
 

@@ -20,11 +20,12 @@ from matplotlib import image
 
 import plot_imit
 import plot_pred
-from analysis import store as results
-from analysis.store import SCHEMA, Store, UnitKey
+from analysis.base.errors import UserError
+from analysis.base.files import ROOT, load_pickle, save_pickle
+from analysis.results import store as results
+from analysis.results.store import SCHEMA, Store, UnitKey
 from tests import fake_results
 from tests.hostile_payloads import BOMBS, EXTENSIONS, FIRED, NAMES, VARIABLE, executing, files, record, sealed
-from utils import ROOT, UserError, load_pickle, save_pickle
 
 UNITS = {"imit": plot_imit.main, "pred": plot_pred.main}
 

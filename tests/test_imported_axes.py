@@ -1,4 +1,4 @@
-"""Axes leave and enter through files: tasks/axes.py and analysis/imported.py."""
+"""Axes leave and enter through files: tasks/axes.py and analysis/axes/imported.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 import main_imitexp
 import main_prep
-from analysis.imported import add_axis
-from analysis.store import Store, UnitKey, read
+from analysis.axes.imported import add_axis
+from analysis.base.errors import UserError
+from analysis.results.store import Store, UnitKey, read
 from tasks import axes as script
 from tests.test_determinism import words
 from tests.test_pipeline import CONFIG
-from utils import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis import experiment, preparation, runs
-from analysis.ensemble import ENSEMBLE, fit_ensemble
-from analysis.levels import level_cuts, to_levels
+from analysis.axes.ensemble import ENSEMBLE, fit_ensemble
+from analysis.axes.levels import level_cuts, to_levels
+from analysis.base.errors import UserError
+from analysis.experiments import preparation, runs, units
+from analysis.experiments import study as study_module
+from analysis.experiments.report import Baselines
+from analysis.experiments.trials import ControlTrial, control_trials, control_turns, mirrored, report_turns
 from analysis.process_prompts import load_prompts
-from analysis.report import Baselines
-from analysis.store import Store, UnitKey, read
-from analysis.tables import load_control, load_report
-from analysis.trials import ControlTrial, control_trials, control_turns, mirrored, report_turns
+from analysis.results.store import Store, UnitKey, read
+from analysis.tables.read import load_control, load_report
 from configs.settings import Settings
 from data import load
 from tests import fake_results
 from tests.test_pipeline import write_custom
-from utils import UserError
 
 # ---------------------------------------------------------------- cuts
 
@@ -145,7 +146,7 @@ def tiny(tiny_lm, tmp_path_factory) -> SimpleNamespace:
         preparation.prepare(tiny_lm, "custom/words", SETTINGS, store)
         done, _ = runs.run_control(store, SETTINGS, [ENSEMBLE], "1,2", [0], models=models)
         runs.run_report(store, store.model, SETTINGS, ["lr", ENSEMBLE], "2", [0], models=models)
-    study = experiment.open_study(store, SETTINGS)
+    study = study_module.open_study(store, SETTINGS)
     return SimpleNamespace(store=store, study=study, models=models, done=done)
 
 
@@ -179,7 +180,7 @@ def test_an_observer_is_asked_for_the_upper_half_of_the_levels(tiny):
 
 
 def test_every_unit_of_the_grid_is_made_once_per_level(tiny):
-    keys = experiment.unit_keys("imit", tiny.study, [ENSEMBLE], [1, 2], [0])
+    keys = units.unit_keys("imit", tiny.study, [ENSEMBLE], [1, 2], [0])
     assert tiny.done == 4 and tiny.store.units("imit") == sorted(keys)
     again = runs.run_control(tiny.store, SETTINGS, [ENSEMBLE], "1,2", [0], models=tiny.models)
     assert again == (0, 4)
@@ -189,7 +190,7 @@ def test_a_unit_of_two_levels_is_never_taken_for_one_of_six(tiny, tmp_path):
     key = UnitKey("pred", "lr", 2, 0, 6)
     path = tmp_path / "unit.pkl"
     path.write_bytes(tiny.store.unit(UnitKey("pred", "lr", 2, 0)).read_bytes())
-    identity = experiment.unit_identity(tiny.study, key, ("report_examples",))
+    identity = units.unit_identity(tiny.study, key, ("report_examples",))
     with pytest.raises(UserError, match="levels: 2 there, 6 now"):
         read(path, identity)
 
@@ -216,7 +217,7 @@ def test_targets_on_disk_are_the_lowest_and_the_highest_level(tiny):
 def test_too_few_fitting_sentences_for_the_levels_are_found_before_any_work(tiny):
     few = replace(tiny.study, axis_rows=tiny.study.axis_rows[:5])
     with pytest.raises(UserError, match="6 levels need 3 fitting sentences"):
-        experiment.unit_keys("imit", few, [ENSEMBLE], [2], [0])
+        units.unit_keys("imit", few, [ENSEMBLE], [2], [0])
 
 
 # ---------------------------------------------------------------- lr_ensemble

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.load
+from analysis.base.errors import UserError
+from analysis.base.seeds import fingerprint
 from data.download import blob_id
 from data.formats import PUBLISHED
 from data.load import SHIPPED, Dataset, load_dataset, make_dataset, read_dataset, split_dataset
 from data.sources import SOURCES
 from tests.conftest import SHARED
-from utils import UserError, fingerprint
 
 CSV = 'id,group,sentence,label\na,1,"First, this.",0\nb,1,Second.,1\n'
 JSONL = '{"sentence": "First, this.", "label": 0}\n{"sentence": "Second.", "label": 1}\n'

@@ -5,14 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.closed_loop import loop_trials
-from analysis.loop_effects import (
-    build_series,
-    drift_table,
-    slopes,
-    thirds,
-)
-from analysis.loop_prompts import NO_SCORE
+from analysis.studies.closed_loop.experiment import loop_trials
+from analysis.studies.closed_loop.prompts import NO_SCORE
+from analysis.studies.closed_loop.tables import build_series, drift_table, slopes, thirds
 
 # ---------------------------------------------------------------- numbers
 

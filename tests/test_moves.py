@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import effects, moves, stats_fn
-from analysis.control import mean_difference
-from analysis.resampling import bootstrap_ci
-from analysis.series import ControlSeries
+from analysis import stats_fn
+from analysis.experiments.control import mean_difference
+from analysis.experiments.trials import control_trials
+from analysis.statistics.resampling import bootstrap_ci
 from analysis.stats_fn import cohens_d, control_effect
-from analysis.trials import control_trials
+from analysis.tables import control as control_tables
+from analysis.tables.series import ControlSeries
 
 EXPS, LAYERS, PLANTED, DELTA = 12, 6, 2, 3.0
 
@@ -60,16 +61,16 @@ def test_a_planted_shift_is_found_from_its_layer_on_and_not_before():
     covered, inactive = [], []
     for seed in range(20):
         series = make_planted(np.random.default_rng(seed))
-        found = by_layer(moves.accumulation_rows(series, "active"), "difference")
+        found = by_layer(control_tables.accumulation_rows(series, "active"), "difference")
         covered.append((found["low"] <= truth) & (truth <= found["high"]))
         assert (found["low"][PLANTED:] > 1).all() and (found["high"][:PLANTED] < 2).all()
-        inactive.append(by_layer(moves.accumulation_rows(series, "inactive"), "difference")["value"])
+        inactive.append(by_layer(control_tables.accumulation_rows(series, "inactive"), "difference")["value"])
     assert np.mean(covered) > 0.85  # 95 %, less what 12 experiments cost a percentile interval
     assert np.abs(np.mean(inactive, axis=0)).max() < 0.3  # nothing was planted there
 
 
 def test_positions_are_means_over_flips_and_experiments_at_the_largest_n(planted):
-    rows = moves.accumulation_rows(planted, "active")
+    rows = control_tables.accumulation_rows(planted, "active")
     for want, side in (("low", 0), ("high", 1)):
         expected = planted.projection[:, -1, 0, :, side].mean(axis=(0, 1))
         np.testing.assert_allclose(by_layer(rows, want)["value"], expected)
@@ -80,7 +81,7 @@ def test_positions_are_means_over_flips_and_experiments_at_the_largest_n(planted
 
 def test_swapped_wanted_sides_swap_the_curves_and_nothing_else(planted, rng):
     swapped = make_series(rng, projection=planted.projection[:, :, :, :, ::-1])
-    one, two = (moves.accumulation_rows(series, "active") for series in (planted, swapped))
+    one, two = (control_tables.accumulation_rows(series, "active") for series in (planted, swapped))
     for want, other in (("high", "low"), ("low", "high")):
         for name, values in by_layer(one, want).items():
             np.testing.assert_array_equal(values, by_layer(two, other)[name])
@@ -93,7 +94,7 @@ def test_a_missing_partner_takes_the_whole_pair_out_of_all_three_curves(rng):
     projection[0, -1, 0, 0, 1] = np.nan
     projection[0, -1, 0, 0, 0] = 100.0  # its partner must not count
     projection[1, -1, 0, :, 1] = np.nan  # experiment 1 has no complete pair
-    rows = moves.accumulation_rows(make_series(rng, exps=[0, 1], projection=projection), "active")
+    rows = control_tables.accumulation_rows(make_series(rng, exps=[0, 1], projection=projection), "active")
     assert [(row["value"], row["experiments"]) for row in rows] == [
         *[(1.0, 1)] * LAYERS, *[(0.0, 1)] * LAYERS, *[(1.0, 1)] * LAYERS
     ]  # fmt: skip
@@ -102,7 +103,7 @@ def test_a_missing_partner_takes_the_whole_pair_out_of_all_three_curves(rng):
 
 def test_an_axis_without_a_direction_has_no_positions(rng):
     series = make_series(rng, projection=np.full((EXPS, 2, 2, 2, 2, LAYERS), np.nan))
-    rows = moves.accumulation_rows(series, "active")
+    rows = control_tables.accumulation_rows(series, "active")
     assert {row["experiments"] for row in rows} == {0} and all(np.isnan(row["value"]) for row in rows)
 
 
@@ -124,14 +125,14 @@ def test_the_cosine_and_its_interval_equal_plain_statistics(rng):
     moved = rng.normal(size=(EXPS, 5)) + 0.7 * direction
     moved[3] = np.nan  # an empty reply
     series = make_series(rng, differences={"active": moved, "inactive": -moved})
-    row = moves.cosine_row(series, "active", direction, seed=5)
+    row = control_tables.cosine_row(series, "active", direction, seed=5)
     assert row["value"] == pytest.approx(stats_fn.neural_difference_cosine(moved, direction))
     kept = np.delete(moved, 3, axis=0)
     low, high = bootstrap_ci(plain_cosine(direction), kept, seed=5)
     assert (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
     assert low < row["value"] < high
     assert (row["experiments"], row["n"], row["axis"]) == (EXPS - 1, 4, "lr")
-    assert moves.cosine_row(series, "inactive", direction)["value"] == pytest.approx(-row["value"])
+    assert control_tables.cosine_row(series, "inactive", direction)["value"] == pytest.approx(-row["value"])
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -139,7 +140,7 @@ def test_a_cosine_of_fewer_than_two_experiments_has_no_interval(n, rng):
     moved = np.full((3, 5), np.nan)
     moved[:n] = [2.0, 0, 0, 0, 0]
     series = make_series(rng, exps=range(3), differences={"active": moved, "inactive": moved})
-    row = moves.cosine_row(series, "active", np.eye(5)[0])
+    row = control_tables.cosine_row(series, "active", np.eye(5)[0])
     assert row["experiments"] == n and np.isnan(row["low"]) and np.isnan(row["high"])
     np.testing.assert_equal(row["value"], 1.0 if n else np.nan)
 
@@ -158,7 +159,7 @@ def test_precision_is_d_on_the_target_over_the_mean_of_lr_and_the_pcs(axis, rng)
     series = make_series(rng, axis=axis, scores=rng.normal(size=(EXPS, 2, 2, 2, 2, 4)) + [0, 0, 1, 0])
     sizes = {name: abs(hand_d(series, name)) for name in series.affected}
     others = [sizes[name] for name in ("lr", "pc1", "pc2") if name != axis]
-    rows = {row["variant"]: row for row in effects.precision_rows(series, "active")}
+    rows = {row["variant"]: row for row in control_tables.precision_rows(series, "active")}
     without, inside = rows["without target"], rows["with target"]
     assert without["value"] == pytest.approx(sizes[axis] / np.mean(others))
     assert inside["value"] == pytest.approx(sizes[axis] / np.mean([sizes[axis], *others]))
@@ -170,7 +171,7 @@ def test_precision_is_d_on_the_target_over_the_mean_of_lr_and_the_pcs(axis, rng)
 def test_precision_without_other_axes_is_not_known(rng):
     shape = (EXPS, 2, 2, 2, 2, 1)
     series = make_series(rng, affected=("lr",), scores=rng.normal(size=shape))
-    without, inside = effects.precision_rows(series, "active")
+    without, inside = control_tables.precision_rows(series, "active")
     assert np.isnan(without["value"]) and without["others"] == 0
     assert inside["value"] == pytest.approx(1)
 
@@ -180,7 +181,10 @@ def test_group_effects_are_means_of_the_axes_effects_over_shared_experiments(rng
     pc8 = make_series(rng, axis="pc8", affected=("lr", "pc8"), scores=rng.normal(size=(10, 2, 2, 2, 2, 2)),
                       exps=range(2, 12))  # fmt: skip
     lr, away = make_series(rng), make_series(rng, layer=4)
-    rows = {(row["group"], row["layer"]): row for row in effects.group_rows([lr, away, pc1, pc8], "inactive")}
+    rows = {
+        (row["group"], row["layer"]): row
+        for row in control_tables.group_rows([lr, away, pc1, pc8], "inactive")
+    }
     assert set(rows) == {("LR", PLANTED), ("LR", 4), ("early PCs", PLANTED)}
 
     def d(series, first=0):
@@ -199,8 +203,8 @@ def test_group_effects_are_means_of_the_axes_effects_over_shared_experiments(rng
 def test_the_matrix_of_affected_axes_holds_d_of_each_pair(rng):
     lr, pc2 = make_series(rng), make_series(rng, axis="pc2", affected=("lr", "pc2"),
                                             scores=rng.normal(size=(EXPS, 2, 2, 2, 2, 2)))  # fmt: skip
-    rows = effects.affected_effects([lr, pc2], "inactive")
-    targets, affected, table = effects.matrix(rows)
+    rows = control_tables.affected_effects([lr, pc2], "inactive")
+    targets, affected, table = control_tables.matrix(rows)
     assert (targets, affected) == (["lr", "pc2"], ["lr", "meandiff", "pc1", "pc2"])
     expected = [[hand_d(lr, name, 1) for name in affected], [hand_d(pc2, "lr", 1), np.nan, np.nan,
                                                              hand_d(pc2, "pc2", 1)]]  # fmt: skip

@@ -8,8 +8,8 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
-from analysis import observers as ob
-from utils import UserError
+from analysis.base.errors import UserError
+from analysis.experiments import observers as ob
 
 NAN = np.nan
 FIT = ["I ate an apple.", "We ate!", "I saw it."]

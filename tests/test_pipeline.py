@@ -14,12 +14,14 @@ import main_imitexp
 import main_predexp
 import main_prep
 import neurofeedback
-from analysis import experiment, preparation, runs
-from analysis.control import Control
-from analysis.plain_path import read_plain
-from analysis.prefix_tree import PrefixTree
-from analysis.store import Store, UnitKey, read
-from analysis.trials import control_trials
+from analysis.axes.read import load_axes
+from analysis.engine.plain import read_plain
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.experiments import preparation, runs
+from analysis.experiments import study as study_module
+from analysis.experiments.control import Control
+from analysis.experiments.trials import control_trials
+from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
 from data import load
 from tests.conftest import SHARED, TINY, make_model
@@ -229,7 +231,7 @@ def test_a_planted_direction_becomes_the_axis_and_gives_its_score(planted_data, 
     settings = Settings(n_axis=30, n_trial=30, max_pc=4)
     store = Store(tmp_path / "results", lm.name, planted_data)
     preparation.prepare(lm, planted_data, settings, store)
-    axes, record = preparation.load_axes(store, 1)
+    axes, record = load_axes(store, 1)
     meandiff = axes.directions[axes.index("meandiff")]
     assert meandiff @ v > 0.9999
     assert axes.directions[axes.index("lr")] @ v > 0.99
@@ -255,7 +257,7 @@ def test_a_planted_effect_is_measured_as_large_as_it_is(planted_data, tokenizer,
     settings = Settings(n_axis=30, n_trial=30, max_pc=4, shots=(0,), modes=("inactive",), n_experiments=2)
     store = Store(tmp_path / "results", lm.name, planted_data)
     preparation.prepare(lm, planted_data, settings, store)
-    study = experiment.open_study(store, settings)
+    study = study_module.open_study(store, settings)
     control = Control(lm, study, PrefixTree(lm.model, lm.tokenizer))
     key = UnitKey("imit", "meandiff", 1, 0)
     record = control.unit(key)

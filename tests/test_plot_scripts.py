@@ -10,10 +10,11 @@ import pytest
 
 import plot_imit
 import plot_pred
-from analysis.plotting import resolve_layers
-from analysis.store import UnitKey
+from analysis.base.errors import UserError
+from analysis.base.files import ROOT
+from analysis.cli.plot_flags import resolve_layers
+from analysis.results.store import UnitKey
 from tests import fake_results
-from utils import ROOT, UserError
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,8 @@ def test_help_is_instant_and_nothing_loads_torch(script):
         f"try: {script}.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules), 'heavy import'\n"
-        "import analysis.figures_control, analysis.figures_report, analysis.effects, analysis.report_page\n"
+        "import analysis.figures.control, analysis.figures.report, analysis.tables.control\n"
+        "import analysis.pages.report_page\n"
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules), 'heavy import'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -7,15 +7,18 @@ import pytest
 import torch
 from transformers import GPT2Config, MambaConfig, PreTrainedModel
 
-from analysis import tree_attention, tree_cache, tree_run
-from analysis.plain_path import exact_mode, read_plain
-from analysis.prefix_tree import PrefixTree, Reading, Request
-from analysis.replies import Sampling
-from analysis.tree_attention import possible_modes
-from analysis.tree_cache import Masks
-from analysis.trials import control_trials, control_turns
+from analysis.base.errors import UserError
+from analysis.engine import attention
+from analysis.engine import run as engine_run
+from analysis.engine.attention import possible_modes
+from analysis.engine.check import exact_mode
+from analysis.engine.masks import Masks
+from analysis.engine.plain import read_plain
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Reading, Request
+from analysis.experiments.trials import control_trials, control_turns
 from tests.conftest import ARCHITECTURES, TINY, make_model
-from utils import UserError
 
 LAYERS = [0, 2, 3]
 ANSWERS = [5, 6, 7]
@@ -110,12 +113,12 @@ def test_a_broken_mask_is_noticed(name, tokenizer, rng, monkeypatch):
     model = make_model(ARCHITECTURES[name])
     requests = branching_requests(rng)
     tree = PrefixTree(model, tokenizer, 512, mode="mask")
-    good = tree_cache.Masks.build
+    good = Masks.build
 
     def leaky(self, allowed, distance):  # a token also sees its neighbours' branches
         return good(self, torch.ones_like(allowed).tril(allowed.shape[1] - allowed.shape[0]), distance)
 
-    monkeypatch.setattr(tree_cache.Masks, "build", leaky)
+    monkeypatch.setattr(Masks, "build", leaky)
     assert worst_difference(model, requests, tree.read(requests, LAYERS, ANSWERS)) > 1e-3
     assert exact_mode(tree, ["mask"]) is None
 
@@ -128,7 +131,7 @@ def test_a_wrong_way_to_attend_is_noticed_and_not_taken(mode, part, tiny_lm, rng
         "additive": lambda seen, dtype: torch.zeros(seen.shape),
         "causal_lower_right": lambda rows, slots: torch.zeros(rows, slots),
     }
-    monkeypatch.setattr(tree_attention, part, blind[part])
+    monkeypatch.setattr(attention, part, blind[part])
     readings = tree.read(requests, LAYERS, ANSWERS)
     assert worst_difference(tiny_lm.model, requests, readings) > 1e-3
     assert exact_mode(tree, [mode, "mask"]) == "mask"
@@ -138,7 +141,7 @@ def test_boolean_masks_would_be_wrong_with_eager_attention(tokenizer, rng, monke
     model = make_model(ARCHITECTURES["gemma2, eager, hybrid"])
     tree = PrefixTree(model, tokenizer, 512)
     assert model.config._attn_implementation == "eager"
-    monkeypatch.setattr(tree_cache.Masks, "_as_argument", lambda self, seen: seen[None, None])
+    monkeypatch.setattr(Masks, "_as_argument", lambda self, seen: seen[None, None])
     requests = branching_requests(rng)
     assert worst_difference(model, requests, tree.read(requests, LAYERS, ANSWERS)) > 1e-3
 
@@ -218,7 +221,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny_lm, rng, monkeypatch, 
     requests = branching_requests(rng)
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 256)
     expected = tree.read(requests, LAYERS, ANSWERS)
-    real = tree_run.Run.call
+    real = engine_run.Run.call
     caplog.set_level("WARNING")
 
     def small_memory(self, ids, *args):
@@ -226,12 +229,12 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny_lm, rng, monkeypatch, 
             raise torch.OutOfMemoryError("pretended")
         return real(self, ids, *args)
 
-    monkeypatch.setattr(tree_run.Run, "call", small_memory)
+    monkeypatch.setattr(engine_run.Run, "call", small_memory)
     readings = tree.read(requests, LAYERS, ANSWERS)
     assert tree.token_budget == 32 and "out of memory" in caplog.text
     for a, b in zip(readings, expected, strict=True):
         np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr(tree_run.Run, "call", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(engine_run.Run, "call", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(UserError, match="out of memory even with"):
         tree.read(requests, LAYERS, ANSWERS)
 

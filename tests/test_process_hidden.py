@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, LlamaConfig
 
-from analysis.process_hidden import StopForward, decoder_blocks, read_layers
+from analysis.base.errors import UserError
+from analysis.models.blocks import decoder_blocks
+from analysis.process_hidden import StopForward, read_layers
 from tests.conftest import ARCHITECTURES, TINY, make_model
-from utils import UserError
 
 IDS = torch.arange(20, 37)[None]
 GPT2 = GPT2Config(vocab_size=512, n_embd=32, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=1)

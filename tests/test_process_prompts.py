@@ -11,11 +11,11 @@ import yaml
 from tokenizers.processors import TemplateProcessing
 
 from analysis import process_prompts
+from analysis.base.errors import UserError
+from analysis.experiments.trials import ControlTrial, axis_turns, control_turns, report_turns
 from analysis.process_prompts import Prompter, Turn, load_prompts, sentence_turn, shown_turn
-from analysis.trials import ControlTrial, axis_turns, control_turns, report_turns
 from configs.settings import CONFIG_DIR, read_yaml
 from tests.conftest import CHATML, TEMPLATES, make_tokenizer
-from utils import UserError
 
 SENTENCES = [
     "I went home.",

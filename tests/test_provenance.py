@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import preparation, runs
-from analysis.experiment import open_study
-from analysis.preparation import prepare
-from analysis.store import Store, UnitKey, read, write
-from configs import safe_files
+from analysis.base import files
+from analysis.base.errors import UserError
+from analysis.experiments import preparation, runs
+from analysis.experiments.preparation import prepare
+from analysis.experiments.study import open_study
+from analysis.results.store import Store, UnitKey, read, write
 from tasks.fault_harness import SETTINGS
 from tests.conftest import TINY, LlamaConfig, make_model
 from tests.test_faults import copied_store, leftovers, prepared_once, run_control, run_report  # noqa: F401
-from utils import LoadedModel, UserError
+from utils import LoadedModel
 
 # ---------------------------------------------------------------- numbers and labels
 
@@ -104,7 +105,7 @@ def test_every_file_says_where_it_comes_from(store, tiny_lm):
         assert (meta["device"], meta["dtype"], meta["attn_implementation"]) == ("cpu", "float32", "sdpa")
         assert meta["packages"]["torch"] == torch.__version__ and meta["schema"] == 2
         assert re.fullmatch(r"[0-9a-f]{40}|", meta["git_commit"]) and meta["git_dirty"] in (True, False, None)
-        assert safe_files.this_host() not in repr(meta)
+        assert files.this_host() not in repr(meta)
 
 
 def in_bfloat16(lm: LoadedModel, name: str) -> LoadedModel:

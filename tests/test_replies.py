@@ -11,12 +11,13 @@ from scipy.stats import chisquare
 from transformers import LlamaConfig
 
 import data.load
-from analysis.control import Control, check_finite
-from analysis.experiment import open_study
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.preparation import prepare
-from analysis.replies import HELD_BACK, Reply, Sampling, draw, sentence_bounds, stop_tokens
-from analysis.store import Store, UnitKey
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import HELD_BACK, Reply, Sampling, draw, sentence_bounds, stop_tokens
+from analysis.engine.request import Request
+from analysis.experiments.control import Control, check_finite
+from analysis.experiments.preparation import prepare
+from analysis.experiments.study import open_study
+from analysis.results.store import Store, UnitKey
 from configs.settings import Settings
 from data.load import read_dataset
 from tests.conftest import TINY, make_model

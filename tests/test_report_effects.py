@@ -10,11 +10,12 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, log_loss
 
-from analysis import report_effects, tables
-from analysis import store as results
-from analysis.series import ReportSeries
-from analysis.series import report_series as series_of
-from analysis.store import UnitKey
+from analysis.results import store as results
+from analysis.results.store import UnitKey
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
+from analysis.tables.series import ReportSeries
+from analysis.tables.series import report_series as series_of
 from tests import fake_results
 
 
@@ -31,17 +32,17 @@ def test_report_measures_agree_with_counting_by_hand(tmp_path):
     labels = np.array([[1.0, 0.0, 1.0, 1.0]])
     series = report_series(true, labels)
     np.testing.assert_allclose(series.logit_true[0], true)
-    right, nats = report_effects.predictions(series)
+    right, nats = report_tables.predictions(series)
     np.testing.assert_allclose(right, [[1.0, 0.5, 0.25, 1.0]])
     assert nats[0, 0] == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2)
-    np.testing.assert_allclose(report_effects.majority(series), [[0.5, 0.0, 0.5, 1.0]])
+    np.testing.assert_allclose(report_tables.majority(series), [[0.5, 0.0, 0.5, 1.0]])
 
 
 def test_flipped_logits_count_for_the_label_that_was_shown(tmp_path):
     store = fake_results.write_study(tmp_path, axes=("lr",), n_layers=16, n_exp=1)
     key = UnitKey("pred", "lr", 15, 0)
     unit = results.read(store.unit(key))
-    series = tables.load_report(store).series[0]
+    series = tables_read.load_report(store).series[0]
     sure = np.abs(np.diff(unit["logits"][1])[:, 0]) > 0
     says_one = np.diff(unit["logits"][1])[:, 0] < 0  # flipped: "0" stands for label 1
     np.testing.assert_array_equal((series.logit_true[0, 1] > 0)[sure], (says_one == unit["labels"])[sure])
@@ -49,9 +50,9 @@ def test_flipped_logits_count_for_the_label_that_was_shown(tmp_path):
 
 def test_position_bins_cover_every_position_once():
     for n in (1, 2, 3, 64, 600):
-        positions = [i for a, b in report_effects.position_bins(n) for i in range(a, b)]
+        positions = [i for a, b in report_tables.position_bins(n) for i in range(a, b)]
         assert positions == list(range(n))
-    assert report_effects.position_bins(12) == [
+    assert report_tables.position_bins(12) == [
         (0, 1),
         (1, 2),
         (2, 3),
@@ -79,13 +80,13 @@ def level_series(rng, exps=range(E), levels=A, n=P, **observers):
 
 def over_experiments(values):
     """Return (Q,) means over experiments of (E, P) values in the bins of P positions."""
-    bins = report_effects.position_bins(values.shape[1])
+    bins = report_tables.position_bins(values.shape[1])
     return [np.mean([values[e, a:b].mean() for e in range(len(values))]) for a, b in bins]
 
 
 def test_levels_are_judged_as_counting_and_scikit_learn_do(rng):
     series = level_series(rng)
-    curves = report_effects.level_curves(series)
+    curves = report_tables.level_curves(series)
     exact, nats = np.zeros((E, P)), np.zeros((E, P))
     for e, f, i in np.ndindex(E, 2, P):
         logits, level = series.logits[e, f, i], series.labels[e, i]
@@ -98,8 +99,8 @@ def test_levels_are_judged_as_counting_and_scikit_learn_do(rng):
 
 def test_rank_correlations_equal_scipy_in_ranges_of_eight_and_are_unknown_in_shorter_ones(rng):
     series = level_series(rng, n=45)
-    bins = report_effects.position_bins(45)
-    found = report_effects.level_curves(series)["correlation"]
+    bins = report_tables.position_bins(45)
+    found = report_tables.level_curves(series)["correlation"]
     expected = (softmax(series.logits.astype(float), axis=-1) * np.arange(A)).sum(axis=-1)
     for (a, b), value, low in zip(bins, found[0], found[1], strict=True):
         if b - a < 8:
@@ -113,14 +114,14 @@ def test_rank_correlations_equal_scipy_in_ranges_of_eight_and_are_unknown_in_sho
 
 def test_exact_measures_of_two_levels_are_those_of_the_sides(rng):
     series = level_series(rng, levels=2)
-    levels, sides = report_effects.level_curves(series), report_effects.report_curves(series)
+    levels, sides = report_tables.level_curves(series), report_tables.report_curves(series)
     np.testing.assert_allclose(levels["exact"], sides["accuracy"])
     np.testing.assert_allclose(levels["cross_entropy"], sides["cross_entropy"], rtol=1e-6)
 
 
 def test_a_side_is_as_likely_as_its_digits_together(rng):
     series = level_series(rng)
-    right, nats = report_effects.predictions(series)
+    right, nats = report_tables.predictions(series)
     upper = softmax(series.logits.astype(float), axis=-1)[..., A // 2 :].sum(axis=-1)
     chance = np.where((series.labels >= A / 2)[:, None], upper, 1 - upper)
     np.testing.assert_allclose(right, (chance > 0.5).mean(axis=1))
@@ -146,10 +147,10 @@ def test_positions_past_the_end_of_a_shorter_sequence_are_missing(rng):
         }  # fmt: skip
 
     series = series_of([UnitKey("pred", "lr", 0, e) for e in (0, 1)], [record(4), record(6)])
-    right, nats = report_effects.predictions(series)
-    for values in (right, nats, *report_effects.observed(series, "own"), report_effects.majority(series)):
+    right, nats = report_tables.predictions(series)
+    for values in (right, nats, *report_tables.observed(series, "own"), report_tables.majority(series)):
         assert np.isnan(values[0, 4:]).all() and np.isfinite(values[1]).all()
-    assert np.isfinite(report_effects.level_curves(series)["exact"][0]).all()
+    assert np.isfinite(report_tables.level_curves(series)["exact"][0]).all()
 
 
 def test_confusion_is_the_mean_chance_of_each_digit_per_level_of_the_later_half(rng):
@@ -162,7 +163,7 @@ def test_confusion_is_the_mean_chance_of_each_digit_per_level_of_the_later_half(
             rows = [chances[e, f, i] for f in range(2) for i in range(30, 60) if series.labels[e, i] == level]
             parts += [np.mean(rows, axis=0)] if rows else []
         expected[level] = np.mean(parts, axis=0)
-    found = report_effects.confusion(series)
+    found = report_tables.confusion(series)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
@@ -173,7 +174,7 @@ def test_confusion_is_the_mean_chance_of_each_digit_per_level_of_the_later_half(
 def test_observers_are_judged_by_the_side_that_they_find_likelier():
     chance, labels = np.array([[0.9, 0.9, 0.5, 0.2]]), np.array([[1.0, 0.0, 1.0, 0.0]])
     series = report_series(np.zeros((2, 4)), labels, own=chance)
-    right, nats = report_effects.observed(series, "own")
+    right, nats = report_tables.observed(series, "own")
     np.testing.assert_allclose(right, [[1, 0, 0.5, 1]])
     np.testing.assert_allclose(nats, -np.log([[0.9, 0.1, 0.5, 0.8]]))
 
@@ -182,7 +183,7 @@ def test_observers_are_judged_by_the_side_that_they_find_likelier():
 def test_the_table_agrees_with_scikit_learn(levels, rng):
     observers = {name: rng.random((E, 40)) for name in ("own", "embedding", "words")}
     series = level_series(rng, n=40, levels=levels, **observers)
-    (row,) = report_effects.report_table(tables.ReportData((series,), {}))
+    (row,) = report_tables.report_table(tables_read.ReportData((series,), {}))
     upper = softmax(series.logits.astype(float), axis=-1)[..., levels // 2 :].sum(axis=-1)
     sides = series.sides[:, 20:].astype(int)
     says = (upper > 0.5).astype(int)[..., 20:]
@@ -203,15 +204,15 @@ def test_the_table_agrees_with_scikit_learn(levels, rng):
 
 def test_a_mean_over_layers_averages_within_each_shared_experiment_first(rng):
     one, two = level_series(rng, exps=(0, 1, 2)), level_series(rng, exps=(1, 2, 5), n=8)
-    found = report_effects.mean_over_layers([one, two])
-    right = [report_effects.predictions(series)[0] for series in (one, two)]
+    found = report_tables.mean_over_layers([one, two])
+    right = [report_tables.predictions(series)[0] for series in (one, two)]
     expected = (right[0][1:, :8] + right[1][:2]) / 2  # experiments 1 and 2, the positions of both
     np.testing.assert_allclose(found["accuracy"][0], over_experiments(expected))
     np.testing.assert_allclose(found["shown"], [0, 1, 2, 3, 4.5, 6.5])
-    alone, plain = report_effects.mean_over_layers([one]), report_effects.report_curves(one)
+    alone, plain = report_tables.mean_over_layers([one]), report_tables.report_curves(one)
     np.testing.assert_allclose(alone["cross_entropy"], plain["cross_entropy"])
     opposite = ReportSeries("lr", 1, A, one.exps, one.logits[..., ::-1], one.labels, one.scores, {})
-    cancelled = report_effects.mean_over_layers([one, opposite])["accuracy"]
+    cancelled = report_tables.mean_over_layers([one, opposite])["accuracy"]
     np.testing.assert_allclose(cancelled, 0.5)  # right here, wrong there: no width is left
 
 
@@ -233,7 +234,7 @@ def test_a_planted_skill_lies_inside_its_interval(tmp_path, levels):
     store = fake_results.write_study(
         tmp_path, axes=("lr", "pc1", "pc2", "pc4"), n_layers=16, n_exp=12, levels=(levels,), shots=(0, 2)
     )
-    rows = report_effects.report_table(tables.load_report(store))
+    rows = report_tables.report_table(tables_read.load_report(store))
     truth = planted_accuracy(1.0, 64, levels)
     assert [row["accuracy_low"] <= truth <= row["accuracy_high"] for row in rows].count(True) >= 3
     for row in rows:

@@ -7,9 +7,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from analysis import effects, figures, figures_control, findings, report_effects, report_page, tables
-from analysis.drawing import Written
-from analysis.figures import Curve
+from analysis.figures import control as figures_control
+from analysis.figures import style
+from analysis.figures.style import Curve
+from analysis.pages import report_page
+from analysis.pages.drawn import Written
+from analysis.tables import control as control_tables
+from analysis.tables import findings
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
 from tests import fake_results
 
 
@@ -19,12 +25,12 @@ def control(tmp_path_factory):
     store = fake_results.write_study(
         tmp_path_factory.mktemp("study"), layers=(1, 10), n_layers=12, n_exp=40, shots=(0, 32), seed=1
     )
-    return tables.load_control(store)
+    return tables_read.load_control(store)
 
 
 @pytest.fixture(scope="module")
 def rows(control):
-    return effects.control_table(control)
+    return control_tables.control_table(control)
 
 
 def pick(rows, **wanted):
@@ -82,10 +88,13 @@ def test_the_page_is_one_safe_file(tmp_path):
         empty=0.1,
         text="a <b>bold</b> claim & <script>",
     )
-    data = tables.load_control(store)
-    rows, report = effects.control_table(data), report_effects.report_table(tables.load_report(store))
+    data = tables_read.load_control(store)
+    rows, report = (
+        control_tables.control_table(data),
+        report_tables.report_table(tables_read.load_report(store)),
+    )
     fig = figures_control.plot_control({"active": {"lr": Curve(*np.zeros((4, 2)))}}, "T", "n")
-    paths = figures.write_figure(fig, store.figures, "control_layer15", ["png", "pdf"])
+    paths = style.write_figure(fig, store.figures, "control_layer15", ["png", "pdf"])
     drawn = [Written("effect", "control_layer15", "layer 15", "A caption.", tuple(paths))]
     examples = report_page.collect_examples(data, limit=3)
     path = report_page.write_report(

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import store
-from analysis.store import write
-from configs import safe_files
-from utils import UserError, load_pickle, save_pickle
+from analysis.base import files
+from analysis.base.errors import UserError
+from analysis.base.files import load_pickle, save_pickle
+from analysis.results import store
+from analysis.results.store import write
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def test_what_could_not_be_read_back_is_not_written(path):
 
 
 def test_two_processes_never_share_a_temporary_name(path):
-    mine = safe_files.part_name(path).name
-    assert mine.startswith("unit.pkl.") and mine.endswith(f".{safe_files.this_host()}.{os.getpid()}.part")
+    mine = files.part_name(path).name
+    assert mine.startswith("unit.pkl.") and mine.endswith(f".{files.this_host()}.{os.getpid()}.part")
 
 
 def test_damaged_files_are_kept_under_free_names(path):

@@ -10,15 +10,17 @@ import sys
 
 import pytest
 
-from analysis.cli import (
+from analysis.base.errors import UserError
+from analysis.base.files import ROOT
+from analysis.cli.flags import (
     add_axis_flags,
     add_run_flags,
     base_parser,
     chosen_axes,
     experiment_range,
-    script,
     settings_from,
 )
+from analysis.cli.script import script
 from configs import settings as module
 from configs.layers import choose_layers, selected_layers
 from configs.settings import (
@@ -32,7 +34,6 @@ from configs.settings import (
     read_yaml,
     setting_names,
 )
-from utils import ROOT, UserError
 
 N_LAYERS = {
     "llama3_8b": 32, "llama3.1_8b": 32, "llama3_1b": 16, "llama3.2_1b": 16, "llama3_3b": 28,

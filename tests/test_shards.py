@@ -16,12 +16,14 @@ import main_imitexp
 import main_predexp
 import main_prep
 import neurofeedback
-from analysis import runs, shards
-from analysis.shards import Shard
-from analysis.store import Store
+from analysis.base import processes
+from analysis.base.errors import UserError
+from analysis.base.files import ROOT
+from analysis.base.processes import Shard
+from analysis.experiments import runs
+from analysis.results.store import Store
 from tests.test_determinism import copy_of, same_tables, same_units, words
 from tests.test_pipeline import CONFIG
-from utils import ROOT, UserError
 
 counts = st.integers(1, 40)
 GRID = ["--clf", "lr", "--pc", "1"]
@@ -138,12 +140,14 @@ def test_a_shard_of_a_study_leaves_the_figures_to_the_run_without_shard(
 def test_without_a_launcher_neither_accelerate_nor_torch_is_imported_at_start_up():
     check = (
         "import sys, main_imitexp, main_predexp, main_prep, neurofeedback\n"
-        "from analysis.shards import current, own_device, wait_for_all\n"
+        "from analysis.base.processes import current, own_device, wait_for_all\n"
         "assert str(current('2/4')) == '2/4' and own_device('auto') == 'auto'\n"
         "wait_for_all()\n"
         "print([name for name in ('accelerate', 'torch', 'transformers') if name in sys.modules])"
     )
-    clean = {key: value for key, value in os.environ.items() if key not in (*shards._COUNT, *shards._INDEX)}
+    clean = {
+        key: value for key, value in os.environ.items() if key not in (*processes._COUNT, *processes._INDEX)
+    }
     done = subprocess.run(
         [sys.executable, "-c", check], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
     )
@@ -153,23 +157,23 @@ def test_without_a_launcher_neither_accelerate_nor_torch_is_imported_at_start_up
 def test_a_launch_on_cpus_that_starts_one_process_says_so(monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert shards.current(None) == Shard() and "--multi_gpu --num_processes n" in caplog.text
-    assert shards.own_device("auto") == "cpu" and shards.own_device("cuda") == "cuda"
+    assert processes.current(None) == Shard() and "--multi_gpu --num_processes n" in caplog.text
+    assert processes.own_device("auto") == "cpu" and processes.own_device("cuda") == "cuda"
 
 
 def test_one_model_over_all_gpus_is_refused_in_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="cannot run in several processes: start the script with python"):
-        shards.own_device("map")
+        processes.own_device("map")
 
 
-@pytest.mark.parametrize("names", list(zip(shards._COUNT, shards._INDEX, strict=True)))
+@pytest.mark.parametrize("names", list(zip(processes._COUNT, processes._INDEX, strict=True)))
 def test_only_the_main_process_shows_a_bar(names, monkeypatch):
-    from analysis.progress import bar
+    from analysis.base.progress import bar
 
     assert not bar(total=1).disable
     monkeypatch.setenv(names[0], "2")
     monkeypatch.setenv(names[1], "1")
-    assert bar(total=1).disable and shards.launched() and not shards.is_main()
+    assert bar(total=1).disable and processes.launched() and not processes.is_main()
     monkeypatch.setenv(names[1], "0")
     assert not bar(total=1).disable

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.store import Store, UnitKey
+from analysis.base.files import ROOT
+from analysis.results.store import Store, UnitKey
 from tests.test_determinism import same_tables, same_units
 from tests.test_pipeline import CONFIG
-from utils import ROOT
 
 PATIENCE = 600  # seconds, on a busy machine
 UNITS = 2 * 2 * 3  # axes x layers x experiments

@@ -13,15 +13,17 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import utils
-from analysis.plain_path import read_plain
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.preparation import encode_sentences, mean_embeddings
-from analysis.process_hidden import input_device
+from analysis.base.errors import UserError
+from analysis.engine.plain import read_plain
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Request
+from analysis.experiments.preparation import encode_sentences, mean_embeddings
+from analysis.models.blocks import input_device
 from analysis.process_prompts import load_prompts
-from analysis.replies import Sampling
 from data.load import load_dataset
 from tests.conftest import ARCHITECTURES, make_model
-from utils import LoadedModel, UserError, _model_fingerprint, load_model
+from utils import LoadedModel, _model_fingerprint, load_model
 
 Spread = Callable[[PreTrainedModel, Path], PreTrainedModel]
 LAYERS, ANSWERS = [0, 1, 2, 3], [1, 2, 3]

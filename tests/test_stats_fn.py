@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from analysis import stats_fn as sf
+from analysis.base.errors import UserError
 from analysis.stats_fn import _dz
-from utils import UserError
 
 NAN = np.nan
 
@@ -146,7 +146,7 @@ def test_bootstrap_ci_is_nan_with_one_sample_or_an_undefined_statistic():
 def test_bootstrap_ci_does_not_depend_on_how_it_is_chunked(rng, monkeypatch):
     x = rng.normal(size=(20, 3))
     whole = sf.bootstrap_ci(row_means, x, n_boot=300)
-    monkeypatch.setattr("analysis.resampling._CHUNK", 100)
+    monkeypatch.setattr("analysis.statistics.resampling._CHUNK", 100)
     assert sf.bootstrap_ci(row_means, x, n_boot=300) == pytest.approx(whole)
 
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, PreTrainedModel
 
+from analysis.base.errors import UserError
 from analysis.classifiers import AxisSet
-from analysis.plain_path import read_plain
-from analysis.prefix_tree import PrefixTree, Reading, Request
-from analysis.replies import Sampling
-from analysis.steering import KINDS, Interventions, Steering
-from analysis.trie import build_trie
+from analysis.engine.plain import read_plain
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Reading, Request
+from analysis.engine.steering import KINDS, Interventions, Steering
+from analysis.engine.trie import build_trie
 from tests.conftest import ARCHITECTURES, TINY, make_model
-from utils import UserError
 
 LAYERS = [0, 1, 3]
 ANSWERS = [5, 6, 7]

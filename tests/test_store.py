@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy._core.multiarray import scalar
 
-import utils
-from analysis import store
-from analysis.store import Store, UnitKey, finished, folder_name, read, write
-from utils import UserError, load_pickle, save_pickle
+from analysis.base.errors import UserError
+from analysis.base.files import load_pickle, save_pickle
+from analysis.results import store
+from analysis.results.store import Store, UnitKey, finished, folder_name, read, write
 
 RECORD = {
     "meta": {"identity": {"seed": 1, "model": "abc"}, "schema": 1},
@@ -68,7 +68,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(path, monkeypatch, b
     def full(*args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(utils.os, broken, full)
+    monkeypatch.setattr(os, broken, full)
     with pytest.raises(OSError, match="disk full"):
         save_pickle({"new": 2}, path)
     monkeypatch.undo()
@@ -111,7 +111,7 @@ def refuse(path: Path, value: object, message: str) -> None:
         (np.ma.array([1]), r"numpy\.ma\S+"),
         (np.random.default_rng(0), r"numpy\.random\S+"),
         (np.array([os.system], dtype=object), r"numpy\._core\.multiarray\._reconstruct"),
-        (UnitKey("imit", "lr", 0, 0), "analysis.store.UnitKey"),
+        (UnitKey("imit", "lr", 0, 0), "analysis.results.store.UnitKey"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import block_attention, tree_attention, tree_run
-from analysis.block_attention import attend_in_blocks, make_blocks
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.replies import Sampling
-from analysis.span_means import SpanMeans
-from analysis.tree_attention import Group, additive, attend, prompt_layout, runs_of
-from analysis.trie import Decode, build_trie, make_plan
+from analysis.engine import attention, blocks
+from analysis.engine import run as engine_run
+from analysis.engine.attention import Group, additive, attend, prompt_layout, runs_of
+from analysis.engine.blocks import attend_in_blocks, make_blocks
+from analysis.engine.plan import Decode, make_plan
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Request
+from analysis.engine.spans import SpanMeans
+from analysis.engine.trie import build_trie
 
 HEADS, SHARED, WIDTH = 2, 3, 8
 
@@ -27,7 +30,7 @@ def plain(query, keys, values, seen):
 @pytest.mark.parametrize("block", [2**20, 400])  # all rows at once, and blocks of 32
 @pytest.mark.parametrize("count", [3, 90])  # few rows, and many
 def test_attention_of_a_packed_row_is_the_softmax_over_ancestors(count, block, rng, monkeypatch):
-    monkeypatch.setattr(tree_attention, "SCORES", block)
+    monkeypatch.setattr(attention, "SCORES", block)
     trunk = list(range(100, 140))
     tails = [trunk[:keep] + rng.integers(0, 5, count).tolist() for keep in (40, 40, 40, 25, 7)]
     trie = build_trie([trunk, *tails])
@@ -110,7 +113,7 @@ def test_span_means_are_means_over_each_span_also_where_spans_share_tokens(rng):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_blocks_of_short_branches_see_what_a_dense_mask_shows(seed, monkeypatch):
-    monkeypatch.setattr(block_attention, "WIDTH", 24)
+    monkeypatch.setattr(blocks, "WIDTH", 24)
     rng = np.random.default_rng(seed)
     trunk = list(range(100, 130))
     tails = [
@@ -119,20 +122,20 @@ def test_blocks_of_short_branches_see_what_a_dense_mask_shows(seed, monkeypatch)
     trie = build_trie([trunk, *tails])
     before = trie.paths[0]
     nodes = np.setdiff1d(np.arange(len(trie)), before)
-    blocks = make_blocks(nodes, trie.parent, trie.end, before, torch.device("cpu"))
-    assert blocks.rows.shape[0] > 2 and blocks.rows.flatten()[blocks.places].tolist() == [*range(len(nodes))]
+    made = make_blocks(nodes, trie.parent, trie.end, before, torch.device("cpu"))
+    assert made.rows.shape[0] > 2 and made.rows.flatten()[made.places].tolist() == [*range(len(nodes))]
     slots = np.concatenate([before, nodes])
     query, key, value = (
         torch.tensor(rng.standard_normal((1, h, n, WIDTH)), dtype=torch.float32)
         for h, n in ((HEADS * SHARED, len(nodes)), (HEADS, len(slots)), (HEADS, len(slots)))
     )
     seen = torch.from_numpy((slots <= nodes[:, None]) & (nodes[:, None] < trie.end[slots]))
-    found = attend_in_blocks(query, key, value, blocks, 1.0)[0]
+    found = attend_in_blocks(query, key, value, made, 1.0)[0]
     torch.testing.assert_close(found, plain(query[0], key[0], value[0], seen), rtol=1e-4, atol=1e-5)
 
 
 def test_large_subtrees_and_long_prefixes_are_not_put_in_blocks(monkeypatch):
-    monkeypatch.setattr(block_attention, "WIDTH", 2)
+    monkeypatch.setattr(blocks, "WIDTH", 2)
     trie = build_trie([[1, 2, *range(10, 600)], [1, 3, 4], [1, 5]])
     cpu, large = torch.device("cpu"), np.arange(1, len(trie))
     assert make_blocks(large, trie.parent, trie.end, np.arange(1), cpu) is None
@@ -144,11 +147,11 @@ def test_large_subtrees_and_long_prefixes_are_not_put_in_blocks(monkeypatch):
 def test_a_preparation_on_a_gpu_takes_blocks(tiny_lm, rng, monkeypatch):
     shared, taken = rng.integers(11, 500, 20), []
     requests = [Request(np.concatenate([shared, rng.integers(11, 500, 9)]), [(20, 29)]) for _ in range(40)]
-    monkeypatch.setattr(tree_run, "make_blocks", lambda *a: taken.append(make_blocks(*a)) or taken[-1])
+    monkeypatch.setattr(engine_run, "make_blocks", lambda *a: taken.append(make_blocks(*a)) or taken[-1])
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 370, mode="chain")
     taken.clear()
     found = tree.read(requests, [0, 3])
-    assert [len(blocks.places) for blocks in taken] == [len(build_trie([r.ids for r in requests])) - 29]
+    assert [len(made.places) for made in taken] == [len(build_trie([r.ids for r in requests])) - 29]
     expected = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False).read(requests, [0, 3])
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-3, atol=1e-5)

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 import data.load
-from analysis.experiment import largest_that_fits
-from analysis.preparation import prepare
-from analysis.process_prompts import Prompter, Turn, load_prompts
-from analysis.runs import run_control, run_report
-from analysis.store import Store, read
-from analysis.trials import (
+from analysis.base.errors import UserError
+from analysis.base.seeds import generator
+from analysis.experiments.preparation import prepare
+from analysis.experiments.runs import run_control, run_report
+from analysis.experiments.trials import (
     ControlTrial,
     axis_turns,
     control_trials,
@@ -26,10 +25,13 @@ from analysis.trials import (
     draw_order,
     report_turns,
 )
+from analysis.experiments.units import largest_that_fits
+from analysis.process_prompts import Prompter, Turn, load_prompts
+from analysis.results.store import Store, read
 from configs.settings import Settings
 from tests.conftest import GEMMA, TINY, make_model, make_tokenizer
 from tests.test_load import write_dataset
-from utils import LoadedModel, UserError, _model_fingerprint, generator
+from utils import LoadedModel, _model_fingerprint
 
 PROMPTS = load_prompts("commonsense")
 POOL = np.arange(100, 140)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.trie import SIMILAR, Crop, Decode, Forward, Plan, Trie, build_trie, make_plan
+from analysis.engine.plan import SIMILAR, Crop, Decode, Forward, Plan, make_plan
+from analysis.engine.trie import Trie, build_trie
 
 IDS = st.sampled_from([0, 1, 255, 256, 65_536, 151_000])
 SEQUENCE = st.lists(IDS, min_size=1, max_size=10)

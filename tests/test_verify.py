@@ -1,4 +1,4 @@
-"""python utils.py verify: what is there, what is missing, and the command that makes it."""
+"""python -m tasks.verify: what is there, what is missing, and the command that makes it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 import main_imitexp
 import main_predexp
 import main_prep
-from analysis.claims import claim, lock_file
-from analysis.store import Store, UnitKey, read, write
-from analysis.verify import check, main
-from configs.safe_files import this_host
+from analysis.base.files import ROOT, this_host
+from analysis.results.claims import claim, lock_file
+from analysis.results.store import Store, UnitKey, read, write
+from analysis.results.verify import check
+from tasks.verify import main
 from tests.test_cli_errors import KEY, config, flags  # noqa: F401
-from utils import ROOT
 
 MAINS = {"main_prep.py": main_prep, "main_imitexp.py": main_imitexp, "main_predexp.py": main_predexp}
 
@@ -51,7 +51,7 @@ def lines(text: str) -> list[str]:
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_complete_folder_is_well_at_every_level(store, capsys, level):
     folder = [store.root, store.folder.parent, store.folder][level]
-    assert main(["verify", str(folder)]) == 0
+    assert main([str(folder)]) == 0
     out = lines(capsys.readouterr().out)
     assert out[0] == str(store.folder) and out[-1] == "all is well"
     assert "preparation  10 complete, 0 missing, 0 corrupt" in out
@@ -65,7 +65,7 @@ def test_the_commands_printed_complete_the_grid(store, capsys):
     store.unit(UnitKey("pred", "pc1", 1, 0)).write_bytes(b"not a result")
     store.axes(3).unlink()
     store.hidden(0).write_bytes(store.hidden(0).read_bytes()[:-1])
-    assert main(["verify", str(store.root)]) == 1
+    assert main([str(store.root)]) == 1
     out = lines(capsys.readouterr().out)
     assert "preparation  8 complete, 1 missing, 1 corrupt" in out
     assert any(line.startswith("control      7 complete, 1 missing, 0 corrupt") for line in out)
@@ -77,7 +77,7 @@ def test_the_commands_printed_complete_the_grid(store, capsys):
     assert [words[1] for words in commands] == list(MAINS)
     for words in commands:
         assert MAINS[words[1]].main([*words[2:], "--log_level", "error"]) == 0
-    assert main(["verify", str(store.root)]) == 0
+    assert main([str(store.root)]) == 0
     assert "set aside    2: hidden_layer0.pkl.corrupt, pred_pc1_layer1_exp0.pkl.corrupt" in lines(
         capsys.readouterr().out
     )
@@ -96,7 +96,7 @@ def test_locks_and_parts_of_dead_processes_are_removed_and_others_listed(store, 
     for name in names:
         (store.folder / name).write_bytes(b"half")
     with claim(store.unit(key)):
-        assert main(["verify", str(store.folder)]) == 0
+        assert main([str(store.folder)]) == 0
         out = lines(capsys.readouterr().out)
         assert lock_file(store.unit(key)).exists()
     assert f"removed      2: {store.unit(other).name}.lock, {names[0]}" in out
@@ -130,7 +130,7 @@ def test_results_of_two_models_need_no_preparation_and_name_both(store, tiny_fol
         meta = {**record.pop("meta"), "model_name": "reader"}
         identity = {**meta.pop("identity"), "exp": exp}
         write(crossed.unit(key), record, identity, **meta)
-    assert main(["verify", str(crossed.folder)]) == 1
+    assert main([str(crossed.folder)]) == 1
     out = lines(capsys.readouterr().out)
     assert "missing      pred_lr_layer1_exp1.pkl" in out
     (command,) = [line for line in out if line.startswith("run ")]
@@ -138,13 +138,13 @@ def test_results_of_two_models_need_no_preparation_and_name_both(store, tiny_fol
     assert "--layer 1 --pred_exp_end 3 " in command and command.endswith("--n_train 4")
 
 
-@pytest.mark.parametrize("argv", [["verify", "no/such/folder"], ["verify", str(ROOT / "docs")]])
+@pytest.mark.parametrize("argv", [["no/such/folder"], [str(ROOT / "docs")]])
 def test_a_folder_without_results_is_an_error(argv, capsys):
     assert main(argv) == 2
-    assert capsys.readouterr().err.startswith(f"error: {argv[1]} ")
+    assert capsys.readouterr().err.startswith(f"error: {argv[0]} ")
 
 
 def test_the_command_line_is_that_of_the_documentation(store):
-    words = [sys.executable, "utils.py", "verify", str(store.root)]
+    words = [sys.executable, "-m", "tasks.verify", str(store.root)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n") and done.stderr == ""

@@ -14,19 +14,21 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig
 
-from analysis import model_shape, runs, workload
-from analysis.model_shape import Shape, load_shape
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.preparation import _write_each, encode_sentences, pool_sentences, prepare
-from analysis.process_hidden import decoder_blocks
-from analysis.replies import Reply, ReplyMeans, Sampling
-from analysis.store import Store, UnitKey, read
-from analysis.tree_run import Run
-from analysis.workload import Stage, Texts, Work, flops, load_texts, memory, work_of
-from configs.embedded_model import SMOLLM2_INSTALL
+from analysis.base.embedded import SMOLLM2_INSTALL
+from analysis.base.errors import UserError
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Reply, ReplyMeans, Sampling
+from analysis.engine.request import Request
+from analysis.engine.run import Run
+from analysis.experiments import runs, workload
+from analysis.experiments.preparation import _write_each, encode_sentences, pool_sentences, prepare
+from analysis.experiments.workload import Stage, Texts, Work, flops, load_texts, memory, work_of
+from analysis.models.blocks import decoder_blocks
+from analysis.models.shape import Shape, load_shape, load_tokenizer, run_sizes
+from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
 from tests.conftest import ARCHITECTURES, TINY, make_model
-from utils import LoadedModel, UserError, load_model
+from utils import LoadedModel, load_model
 
 SETTINGS = Settings(
     n_axis=20, n_trial=20, max_pc=1, n_random=0, n_shuffled=0, shots=(0, 2, 4), max_new_tokens=5,
@@ -108,12 +110,14 @@ def test_the_embedded_model_has_135_million_parameters():
 
 def test_a_gguf_file_is_converted_with_its_weights(tiny_folder, monkeypatch):
     devices = []
-    monkeypatch.setattr(model_shape, "local_files", lambda t: devices.append(torch.empty(1).device.type) or t)
+    monkeypatch.setattr(
+        "analysis.models.shape.local_files", lambda t: devices.append(torch.empty(1).device.type) or t
+    )
     load_shape(str(tiny_folder))
     assert devices == ["cpu"]  # on "meta" the cached folder would hold no weights
 
 
-@pytest.mark.parametrize("load", [load_shape, model_shape.load_tokenizer])
+@pytest.mark.parametrize("load", [load_shape, load_tokenizer])
 def test_an_unknown_model_is_the_same_error_as_when_it_is_loaded(load, tmp_path):
     for name in (str(tmp_path / "nothing"), str(tmp_path / "no.gguf")):
         with pytest.raises(UserError) as wanted:
@@ -125,16 +129,14 @@ def test_an_unknown_model_is_the_same_error_as_when_it_is_loaded(load, tmp_path)
 
 def test_the_tokenizer_is_that_of_the_model(tiny_folder, tiny_lm):
     text = "I went home."
-    assert model_shape.load_tokenizer(str(tiny_folder))(text).input_ids == tiny_lm.tokenizer(text).input_ids
+    assert load_tokenizer(str(tiny_folder))(text).input_ids == tiny_lm.tokenizer(text).input_ids
 
 
 def test_sizes_of_a_run_are_those_that_the_engine_takes(tiny_lm):
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer)
-    assert (
-        model_shape.run_sizes("cpu", "auto", None) == (tiny_lm.dtype, tree.token_budget) == ("float32", 512)
-    )
-    assert model_shape.run_sizes("cuda:1", "auto", None) == ("bfloat16", 4096)
-    assert model_shape.run_sizes("cuda", "float16", 100) == ("float16", 100)
+    assert run_sizes("cpu", "auto", None) == (tiny_lm.dtype, tree.token_budget) == ("float32", 512)
+    assert run_sizes("cuda:1", "auto", None) == ("bfloat16", 4096)
+    assert run_sizes("cuda", "float16", 100) == ("float16", 100)
 
 
 # ---------------------------------------------------------------- the work
@@ -191,7 +193,9 @@ def test_every_token_is_read_in_as_many_passes_as_counted(tiny_lm, shape, texts,
     encoded = encode_sentences(tiny_lm, texts.split.dataset, texts.prompts)
     spans = sum(e.spans[0][1] - e.spans[0][0] for e in encoded)
     for module in ("preparation", "workload"):
-        monkeypatch.setattr(f"analysis.{module}.BYTES_AT_ONCE", 3 * spans * 32 * 4)  # 3 of 4 layers
+        monkeypatch.setattr(
+            f"analysis.experiments.{module}.BYTES_AT_ONCE", 3 * spans * 32 * 4
+        )  # 3 of 4 layers
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET)
     _write_each(tree, encoded, Store(tmp_path, "org/tiny", "commonsense"), tiny_lm, {}, {})
     once, each = workload.preparation_work(texts, shape), workload.preparation_work(texts, shape, "each")

@@ -26,7 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, generator, save_bytes
+from analysis.base.errors import UserError
+from analysis.base.files import save_bytes
+from analysis.base.seeds import generator
 
 HERE = Path(__file__).resolve().parent
 TABLES = HERE / "tables"

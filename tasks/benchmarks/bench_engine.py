@@ -21,19 +21,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers.utils import logging as hf_logging
 
-from analysis.cli import natural, positive, script, setup_logging
-from analysis.prefix_tree import PrefixTree, Request, stack_pooled
+from analysis.base.progress import bar
+from analysis.base.seeds import generator
+from analysis.cli.flags import natural, positive
+from analysis.cli.script import script, setup_logging
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Request, stack_pooled
+from analysis.engine.trie import build_trie
+from analysis.experiments.trials import axis_turns, control_trials, control_turns, draw_order
 from analysis.process_prompts import Prompter, load_prompts
-from analysis.progress import bar
-from analysis.replies import Sampling
-from analysis.trials import axis_turns, control_trials, control_turns, draw_order
-from analysis.trie import build_trie
 from configs.layers import selected_layers
 from data.load import read_dataset
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop, agreement, count_work, forget_peak, peak_memory
 from tasks.benchmarks.program import in_own_process, make_parser
-from utils import LoadedModel, generator, load_model
+from utils import LoadedModel, load_model
 
 SEED = 0
 DATASET = "commonsense"

@@ -28,10 +28,13 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging as hf_logging
 
-from analysis.cli import positive, script, setup_logging
-from analysis.model_shape import load_shape
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.workload import memory, work_of
+from analysis.base.errors import UserError
+from analysis.cli.flags import positive
+from analysis.cli.script import script, setup_logging
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.request import Request
+from analysis.experiments.workload import memory, work_of
+from analysis.models.shape import load_shape
 from tasks.benchmarks.bench_engine import MODES, SEED
 from tasks.benchmarks.gpu_lab import (
     _FIELDS,
@@ -50,7 +53,7 @@ from tasks.benchmarks.gpu_lab import (
 from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop
 from tasks.benchmarks.program import make_parser
-from utils import UserError, choose_dtype
+from utils import choose_dtype
 
 # ---------------------------------------------------------------- the parts
 
@@ -221,7 +224,7 @@ def run_parts(args: argparse.Namespace, sizes: Sizes) -> Iterator[str]:
     tree = PrefixTree(model, Words(shape.vocab), budget)
     if not tree.packed:
         raise UserError("packed rows are not exact on this device (see the warning): try --dtype float32")
-    yield f"Attention of packed rows by {tree.mode}, see analysis/tree_attention.py.\n"
+    yield f"Attention of packed rows by {tree.mode}, see analysis/engine/attention.py.\n"
     lab = Lab(shape, tree, sizes, gemm, copy, {})
     chosen = {"all": tuple(PARTS), "ceilings": ()}.get(args.part, (args.part,))
     for part in chosen:

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import store as results
-from analysis.store import Store, UnitKey
+from analysis.base.files import ROOT
+from analysis.results import store as results
+from analysis.results.store import Store, UnitKey
 from tests import fake_results
-from utils import ROOT
 
 AXES = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
 AFFECTED = ("lr", "meandiff", "random0", "lr_shuffled0", *(f"pc{k}" for k in range(1, 513)), "lr_ensemble")

@@ -24,10 +24,11 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from analysis.classifiers import AxisSet, fit_layers
-from analysis.cli import positive, script, setup_logging
-from analysis.prefix_tree import PrefixTree
-from analysis.preparation import check_hidden, encode_sentences, fit_layer, pool_sentences
-from analysis.process_hidden import input_device
+from analysis.cli.flags import positive
+from analysis.cli.script import script, setup_logging
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.experiments.preparation import check_hidden, encode_sentences, fit_layer, pool_sentences
+from analysis.models.blocks import input_device
 from analysis.process_prompts import load_prompts
 from configs.layers import selected_layers
 from configs.settings import Settings

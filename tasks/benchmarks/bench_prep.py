@@ -27,22 +27,24 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
-from analysis import preparation
-from analysis.cli import positive, script, setup_logging
-from analysis.cpu_kernels import fast_linear
-from analysis.prefix_tree import EXACT_MODES, PrefixTree
-from analysis.preparation import encode_sentences, pool_sentences
-from analysis.process_hidden import input_device
+from analysis.base.errors import UserError
+from analysis.cli.flags import positive
+from analysis.cli.script import script, setup_logging
+from analysis.engine.kernels import fast_linear
+from analysis.engine.prefix_tree import EXACT_MODES, PrefixTree
+from analysis.engine.trie import build_trie
+from analysis.experiments import preparation
+from analysis.experiments.preparation import encode_sentences, pool_sentences
+from analysis.models.blocks import input_device
 from analysis.process_prompts import Encoded, load_prompts
-from analysis.store import Store
-from analysis.trie import build_trie
+from analysis.results.store import Store
 from configs.settings import Settings
 from data.load import Split, load_dataset, read_dataset
 from tasks.benchmarks.bench_engine import DATASET, SEED
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work
 from tasks.benchmarks.program import make_parser
-from utils import LoadedModel, UserError, load_model
+from utils import LoadedModel, load_model
 
 ROW = 512  # tokens of one row of the bare forward pass
 WARM = 16  # sentences of the warm-up
@@ -53,7 +55,7 @@ STAGES = {
     "reading": "pool_sentences",
     "fitting and writing": "fit_layers",
 }
-"""Parts of the preparation, and what does them in analysis/preparation.py."""
+"""Parts of the preparation, and what does them in analysis/experiments/preparation.py."""
 
 
 @dataclass
@@ -251,7 +253,7 @@ def report(part: str, times: Times, floor: int) -> list[str]:
         same = ratio(times, "whole preparation", "bare, engine's products")
         lines += [
             f"The whole preparation takes {found:.2f} x the bare forward pass (target: at most 1.3), and "
-            f"{same:.2f} x one whose matrix products are those of the engine (analysis/cpu_kernels.py).\n"
+            f"{same:.2f} x one whose matrix products are those of the engine (analysis/engine/kernels.py).\n"
         ]
     if part == "layers":
         share = 1 - 1 / ratio(times, "all layers", "last layer only")

@@ -27,20 +27,23 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from analysis.cli import positive, script, setup_logging
-from analysis.model_shape import Shape, load_shape
-from analysis.prefix_tree import PrefixTree, Request
-from analysis.process_hidden import decoder_blocks
-from analysis.progress import bar
-from analysis.replies import Sampling
-from analysis.trials import control_trials
-from analysis.trie import build_trie
-from analysis.workload import flops, work_of
+from analysis.base.errors import UserError
+from analysis.base.progress import bar
+from analysis.cli.flags import positive
+from analysis.cli.script import script, setup_logging
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Request
+from analysis.engine.trie import build_trie
+from analysis.experiments.trials import control_trials
+from analysis.experiments.workload import flops, work_of
+from analysis.models.blocks import decoder_blocks
+from analysis.models.shape import Shape, load_shape
 from tasks.benchmarks.bench_engine import MEGABYTE, Cell, make_requests, shorten
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work, forget_peak, peak_memory
 from tasks.benchmarks.program import in_own_process, make_parser
-from utils import LoadedModel, UserError, load_model
+from utils import LoadedModel, load_model
 
 SIZES = {"n": (16, 32, 64, 128), "sentences": (150, 300, 600, 1200), "branches": (4, 8, 16, 32)}
 PARTS = {
@@ -94,7 +97,7 @@ class Found:
 
     tokens: int  # forwarded in one run, counted at the embedding layer
     floor: int  # distinct prompt tokens, and the reply tokens forwarded
-    flops: int  # needed for what was read and written, see analysis.workload
+    flops: int  # needed for what was read and written, see analysis.experiments.workload
     written: int  # reply tokens
     dtype: str
     runs: list[float]  # seconds
@@ -237,8 +240,9 @@ def section(job: Job, found: Sequence[Found]) -> list[str]:
 NOTE = """\
 A slope b means cost = a x size^b, fitted to the logarithms by least squares: 1 is linear, 0 is flat. The
 floor of tokens is each distinct prompt token once, and each reply token that is forwarded. GFLOP is what
-analysis/workload.py needs for the same requests with the replies as written: attention makes it grow faster
-than tokens, and what is the same at every size makes all slopes smaller. So compare seconds with GFLOP.
+analysis/experiments/workload.py needs for the same requests with the replies as written: attention makes it
+grow faster than tokens, and what is the same at every size makes all slopes smaller. So compare seconds
+with GFLOP.
 """
 
 

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from analysis.model_shape import Shape
-from analysis.prefix_tree import PrefixTree, Reading, Request
-from analysis.replies import Sampling
-from analysis.trials import control_trials
-from analysis.workload import flops, work_of
+from analysis.base.seeds import generator
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Reading, Request
+from analysis.experiments.trials import control_trials
+from analysis.experiments.workload import flops, work_of
+from analysis.models.shape import Shape
 from tasks.benchmarks.bench_engine import MODES, SEED
 from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import count_work
-from utils import generator
 
 NO_GPU = "not measured (no GPU)"
 _FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -97,7 +98,7 @@ class Drawn:
         return ids, places
 
     def control_unit(self, shots: Sequence[int], new_tokens: int) -> list[Request]:
-        """Return the trials of analysis.trials.control_trials as they hang off two chains of examples."""
+        """Return the trials of experiments.trials.control_trials, hanging off two chains of examples."""
         sentences, requests = self.sentences(max(shots) + 1, 8, 18), []
         chains = [self.conversation(sentences, flip) for flip in (False, True)]
         for trial in control_trials(shots, MODES):
@@ -204,7 +205,7 @@ class Lab:
             self.peaks[part] = (before, torch.cuda.max_memory_allocated())
 
     def utilisation(self, requests: Sequence[Request], seconds: float) -> str:
-        """Return the operations needed, analysis.workload.flops, per second over the fastest product."""
+        """Return the operations needed (workload.flops) per second over the fastest product."""
         work = work_of(requests, self.shape.n_layers, self.tree.token_budget)
         needed = flops(self.shape, work)
         return f"{needed / 1e12:,.4f} TFLOP, {needed / seconds / self.gemm:.1%} of the fastest product"

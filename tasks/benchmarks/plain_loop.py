@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from analysis.prefix_tree import Request
-from analysis.replies import Reply
+from analysis.engine.replies import Reply
+from analysis.engine.request import Request
 
 Decode = Callable[[Sequence[int]], str]
 Outcome = tuple[np.ndarray, list[list[int]], int]

@@ -1,0 +1,234 @@
+"""Attention for the rows of a prefix tree: each token attends to its own ancestors, nothing else is computed.
+
+A dense mask makes every token of a packed row look at every slot of the cache, most of which it may not see.
+Here the rows come in groups that share what they see: whole runs of slots, and slots that a mask tells apart.
+
+    slots   runs and masks, group by group, in float32: for models on a CPU
+    chain   rows that go on one path are causal and need no mask (flash attention), short branches are a batch
+            of blocks (analysis/engine/blocks.py), others get a dense mask: for models on a GPU
+    mask    the model's own attention with a dense mask: for everything else, such as sliding windows
+
+Shape letters: C tokens forwarded now   S cache slots
+H query heads   G key/value heads   E head size   n rows of a group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+from analysis.engine.blocks import Blocks, attend_in_blocks, cut_subtrees
+from analysis.engine.kernels import product
+
+NAME = "prefix_tree"
+LARGE = 2**18  # attention weights of one head from which its own products pay; oneDNN keeps every new shape
+SCORES = 2**20  # attention weights of one head computed at once: they stay in the processor's cache
+BLOCK = 128  # rows of a packed group: what its subtrees may not see of each other is computed in vain
+
+Slots = tuple[int, int]
+"""Cache slots [start, stop)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one forward call that see the same."""
+
+    rows: tuple[int, int]
+    """Rows [start, stop) of the call."""
+    runs: tuple[Slots, ...]
+    """Every row sees all of these."""
+    own: tuple[Slots, ...]
+    """Some rows see some of these."""
+    mask: torch.Tensor
+    """(n, slots of ``own``) float32: 0 where the row sees the slot, else the most negative number."""
+    in_order: bool = False
+    """The own slots are those of the rows, which see none after their own."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots that a row is compared with."""
+        return sum(stop - start for start, stop in (*self.runs, *self.own))
+
+
+Layout = Sequence[Group]
+"""Who sees what in one forward call; empty: the rows are one path after all slots that are given."""
+
+
+_current: ContextVar[Layout | Blocks | None] = ContextVar("layout", default=None)
+
+
+@contextmanager
+def laid_out(layout: Layout | Blocks | None) -> Iterator[None]:
+    """Let the forward passes of the block attend by ``layout``; None: by the mask that the model is given."""
+    token = _current.set(layout)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the blocks of ``model`` compute attention here."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def possible_modes(model: PreTrainedModel, kinds: set[str]) -> tuple[str, ...]:
+    """Return the modes that may suit a model whose blocks use these kinds of attention, the fastest first."""
+    sdpa = model.config.get_text_config()._attn_implementation == "sdpa"
+    if not sdpa or kinds != {"full_attention"}:
+        return ("mask",)
+    on_cpu = {weight.device.type for weight in model.parameters()} == {"cpu"}
+    return ("slots" if on_cpu else "chain", "mask")
+
+
+# ---------------------------------------------------------------- the layout of prompts
+
+
+def prompt_layout(
+    nodes: np.ndarray, parent: np.ndarray, end: np.ndarray, first: int, runs_to: dict[int, tuple[Slots, ...]]
+) -> list[Group]:
+    """Return the layout of trie nodes that are forwarded now, into the slots from ``first`` on.
+
+    Args:
+        nodes: (C,) int64 subtrees in preorder, one after the other.
+        parent: (M,) of the trie.
+        end: (M,) of the trie.
+        first: slot of the first node.
+        runs_to: parent of a subtree -> slots of that parent and its ancestors.
+    """
+    count = len(nodes)
+    if is_chain(nodes, parent):
+        mask = additive(torch.ones(count, count, dtype=torch.bool).tril_(), torch.float32)
+        return [Group((0, count), runs_to[int(parent[nodes[0]])], ((first, first + count),), mask, True)]
+    groups = []
+    roots = np.flatnonzero(np.isin(parent[nodes], list(runs_to)))
+    for start, stop in pairwise(cut_subtrees(roots, count, BLOCK, parent[nodes])):
+        own = nodes[start:stop]
+        seen = (own <= own[:, None]) & (own[:, None] < end[own])
+        mask = additive(torch.from_numpy(seen), torch.float32)
+        runs = runs_to[int(parent[own[0]])]
+        groups.append(Group((start, stop), runs, ((first + start, first + stop),), mask, True))
+    return groups
+
+
+def is_chain(nodes: np.ndarray, parent: np.ndarray) -> bool:
+    """Return whether each of ``nodes`` follows the one before it."""
+    return bool((parent[nodes[1:]] == nodes[:-1]).all())
+
+
+def runs_of(slots: np.ndarray) -> tuple[Slots, ...]:
+    """Return increasing slot numbers as runs."""
+    if not len(slots):
+        return ()
+    cuts = np.flatnonzero(np.diff(slots) > 1) + 1
+    return tuple((int(part[0]), int(part[-1]) + 1) for part in np.split(slots, cuts))
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 0 where ``seen`` (...) is True and the most negative number of ``dtype`` elsewhere."""
+    zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return zeros.masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+# ---------------------------------------------------------------- attention
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers asks: query (1, H, C, E), key and value (1, G, S, E) to (1, C, H, E)."""
+    layout = _current.get()
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(layout, Blocks):
+        return attend_in_blocks(query, key, value, layout, scale), None
+    if layout:
+        return attend(query[0].float() * scale, key[0], value[0], layout).to(query.dtype)[None], None
+    times = query.shape[1] // key.shape[1]
+    bias = causal_lower_right(query.shape[2], key.shape[2])
+    key, value = repeat_kv(key, times), repeat_kv(value, times)
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Return the mean values (C, H, E) of what each row sees, weighted by the softmax of query times key.
+
+    Args:
+        query: (H, C, E) float32, scaled.
+        keys, values: (G, S, E) float32, every slot.
+        layout: groups that hold every row once.
+    """
+    out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+    folded = query.unflatten(0, (len(keys), -1))  # (G, H / G, C, E): heads that share keys together
+    for group in layout:
+        rows = slice(*group.rows)
+        part = folded[:, :, rows]
+        many = group.in_order and part.shape[1] * part.shape[2] * group.slots >= LARGE
+        found = _many_rows(part, keys, values, group) if many else _few_rows(part, keys, values, group)
+        out[rows] = found.flatten(0, 1).transpose(0, 1)
+    return out
+
+
+def _few_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return (G, H / G, n, E) for some rows (G, H / G, n, E): all heads at once, keys where they lie."""
+    flat, spans = query.flatten(1, 2), (*group.runs, *group.own)
+    weights = torch.cat([flat @ keys[:, start:stop].transpose(1, 2) for start, stop in spans], dim=2)
+    weights.unflatten(1, query.shape[1:3])[..., -group.mask.shape[1] :] += group.mask
+    torch.softmax(weights, -1, out=weights)
+    parts = weights.split([stop - start for start, stop in spans], dim=2)
+    out = sum(part @ values[:, start:stop] for part, (start, stop) in zip(parts, spans, strict=True))
+    return out.unflatten(1, query.shape[1:3])
+
+
+def _many_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return (G, H / G, n, E) for rows in order: head by head, in blocks, without slots after a block."""
+    keys, values = _gather(keys, group), _gather(values, group)
+    shared, count = query.shape[1:3]
+    before = keys.shape[1] - count
+    block = max(32, SCORES // (shared * keys.shape[1]))
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for start in range(0, count, block):
+        stop = min(start + block, count)
+        last, mask = before + stop, group.mask[start:stop, :stop]
+        for head in range(len(keys)):
+            weights = product(query[head, :, start:stop].flatten(0, 1), keys[head, :last])
+            weights.unflatten(0, (shared, -1))[..., before:] += mask
+            torch.softmax(weights, -1, out=weights)
+            mean = product(weights, values[head, :last].T)
+            out[head, :, start:stop] = mean.unflatten(0, (shared, -1))
+    return out
+
+
+def _gather(states: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return (G, slots of the group, E), without a copy where these slots follow each other."""
+    spans = (*group.runs, *group.own)
+    if all(stop == start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)):
+        return states[:, spans[0][0] : spans[-1][1]]
+    return torch.cat([states[:, start:stop] for start, stop in spans], dim=1)

@@ -1,0 +1,76 @@
+"""What the engine is asked for, what it returns, and the limits of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from analysis.base.errors import UserError
+from analysis.engine.replies import Reply, Sampling
+from analysis.engine.steering import Steering
+
+
+@dataclass(frozen=True)
+class Request:
+    """One token sequence and what to read from it."""
+
+    ids: Sequence[int] | np.ndarray
+    """(T,) token ids."""
+    spans: Sequence[tuple[int, int]] = ()
+    """Token ranges [start, stop) whose mean residual stream is wanted."""
+    logits_at: Sequence[int] = ()
+    """Positions whose next-token logits are wanted, for the answer tokens of ``read``."""
+    reply: Sampling | None = None
+    """Write a reply after the last token."""
+    steering: Sequence[Steering] = ()
+    """Interventions on the residual stream, applied in this order."""
+
+
+@dataclass
+class Reading:
+    """What was read from one request."""
+
+    pooled: np.ndarray
+    """(len(spans), L, D) float32 means over each span."""
+    logits: np.ndarray
+    """(len(logits_at), A) float32."""
+    reply: Reply | None = None
+    """The reply, if one was asked for."""
+    reply_pooled: np.ndarray | None = None
+    """(L, D) float32 mean over the reply's sentence; NaN if it is empty."""
+
+
+def stack_pooled(readings: Sequence[Reading]) -> np.ndarray:
+    """Return (B, L, D) float32 for requests of one span each, without a copy where they are in one array."""
+    whole = readings[0].pooled.base
+    if whole is not None and len(whole) == len(readings) and all(r.pooled.base is whole for r in readings):
+        return whole
+    return np.concatenate([reading.pooled for reading in readings])
+
+
+@dataclass
+class Counters:
+    """Work done, in tokens."""
+
+    prompt: int = 0
+    """Prompt tokens forwarded."""
+    reply: int = 0
+    """Reply tokens forwarded."""
+    calls: int = 0
+    """Forward passes."""
+    asked: int = 0
+    """Prompt tokens that one forward pass per request would take."""
+
+
+def check_context(model: PreTrainedModel, requests: Sequence[Request]) -> None:
+    """Raise UserError if a request and its reply do not fit the model's context."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [len(r.ids) + (r.reply.max_new_tokens if r.reply else 0) for r in requests]
+    if limit is not None and lengths and max(lengths) > limit:
+        raise UserError(
+            f"the longest prompt needs {max(lengths)} tokens, but the model's context has {limit}: use fewer "
+            "examples (--n_train), shorter sentences, or a model with a longer context"
+        )

@@ -1,0 +1,136 @@
+"""What control and report share: the fitted axes, the sentences, and the loop over units of work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from analysis.axes.ensemble import ENSEMBLE, Ensemble, fit_ensemble
+from analysis.axes.levels import level_cuts, to_levels
+from analysis.axes.read import load_axes
+from analysis.base.errors import UserError
+from analysis.classifiers import AxisSet
+from analysis.experiments.preparation import PREP_SETTINGS, run_meta
+from analysis.process_prompts import Prompts, load_prompts
+from analysis.results.commands import command
+from analysis.results.store import Store, UnitKey, read
+from configs.settings import Settings, as_plain
+from utils import LoadedModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Prepared sentences and axes of one model on one dataset, read from disk."""
+
+    store: Store
+    settings: Settings
+    prompts: Prompts
+    identity: Mapping[str, Any]
+    """What the axes depend on, as recorded by the preparation."""
+    sentences: list[str]
+    axis_rows: np.ndarray
+    """(n_axis,) rows that fitted the axes."""
+    trial_rows: np.ndarray
+    """(n_trial,) rows that experiments draw from."""
+    loaded: dict[int, tuple[AxisSet, dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
+    """Axes files that were read, by layer."""
+
+    def axes(self, layer: int) -> AxisSet:
+        """Return the axes of one layer."""
+        return self._load(layer)[0]
+
+    def scores(self, layer: int, axis: str) -> np.ndarray:
+        """Return (B,) scores of every sentence on one axis, in training deviations."""
+        if axis == ENSEMBLE:
+            return self.ensemble.scores
+        return self._load(layer)[1]["scores"][:, self.axes(layer).index(axis)]
+
+    def labels(self, layer: int, axis: str, levels: int = 2) -> np.ndarray:
+        """Return (B,) int64 labels; of two, 1 means a score above the axis's threshold."""
+        scores = self.scores(layer, axis)
+        middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
+        return to_levels(scores, level_cuts(scores[self.axis_rows], middle, levels))
+
+    def turn(self, layer: int, key: UnitKey) -> int:
+        """Return -1 for a principal component whose arbitrary sign is against the target layer's, or 1."""
+        if not key.axis.startswith("pc") or key.axis not in self.axes(layer).names:
+            return 1
+        here, target = (self.scores(at, key.axis)[self.axis_rows] for at in (layer, key.layer))
+        return -1 if (here - here.mean()) @ (target - target.mean()) < 0 else 1
+
+    def imported(self, layer: int, axis: str) -> str | None:
+        """Return what tells an imported direction from others of its name, None if the axis was fitted."""
+        return self._load(layer)[1].get("imported", {}).get(axis)
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """``lr_ensemble``, made of the ``lr`` axes of all layers."""
+        by_layer = np.stack([self.scores(layer, "lr") for layer in self.layers], axis=1)
+        return fit_ensemble(by_layer, self.axis_rows, self.settings.threshold)
+
+    def _load(self, layer: int) -> tuple[AxisSet, dict[str, Any]]:
+        if layer not in self.loaded:
+            self.loaded[layer] = load_axes(self.store, layer)
+        return self.loaded[layer]
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """Layers that have axes."""
+        return self.store.layers()
+
+    def check_model(self, lm: LoadedModel) -> None:
+        """Raise UserError if ``lm`` is not the model, or not in the precision, that the axes belong to."""
+        self._check("model", lm.fingerprint)
+        self.check_dtype(lm.dtype)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raise UserError if ``dtype`` is not the precision that the axes belong to."""
+        self._check("dtype", dtype)
+
+    def _check(self, name: str, now: str) -> None:
+        if self.identity[name] != now:
+            raise UserError(
+                f"the axes in {self.store.folder} were made with {name} {self.identity[name][:16]}, "
+                f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
+                "main_prep.py --overwrite"
+            )
+
+    def meta(self, lm: LoadedModel) -> dict[str, Any]:
+        """Return what units record besides their identity; ``lm`` does the work."""
+        source = {"source_model": self.store.model, "source_fingerprint": self.identity["model"]}
+        return run_meta(lm, self.store, self.settings, self.identity["dataset"]) | source
+
+
+def open_study(store: Store, settings: Settings) -> Study:
+    """Read the preparation of ``store``; wrong or missing preparations are errors with the command to run."""
+    layers = store.layers()
+    load_axes(store, layers[0] if layers else 0)  # the error for a missing preparation
+    meta = read(store.axes(layers[0]))["meta"]
+    identity = meta["identity"]
+    _check_complete(store, layers, meta.get("n_layers", len(layers)))
+    now = as_plain(settings)
+    differ = [name for name in PREP_SETTINGS if identity.get(name) != now[name]]
+    if differ:
+        shown = "; ".join(f"{name}: {identity.get(name)} there, {now[name]} now" for name in differ)
+        raise UserError(
+            f"the axes in {store.folder} were made with other settings ({shown}): give the same --config and "
+            "--seed, choose another --results folder, or run main_prep.py with --overwrite"
+        )
+    split = read(store.split, identity)
+    prompts = load_prompts(store.dataset)
+    rows = split["axis_rows"], split["trial_rows"]
+    return Study(store, settings, prompts, identity, split["sentences"], *rows)
+
+
+def _check_complete(store: Store, layers: Sequence[int], n_layers: int) -> None:
+    missing = sorted(set(range(n_layers)) - set(layers))
+    if missing or not store.split.exists():
+        what = f"axes of layers {', '.join(map(str, missing))}" if missing else store.split.name
+        raise UserError(f"the preparation in {store.folder} lacks {what}: run `{command(store)}`")

@@ -1,0 +1,156 @@
+"""What the axes files say about every layer: accuracy, variance, and how LR lies among the PCs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from analysis.figures import axes as figures_axes
+from analysis.figures import report
+from analysis.pages.drawn import Drawn
+from analysis.results.store import Store
+from analysis.tables.read import read_axes, read_split
+from analysis.tables.series import SHOWN_PCS, axis_order
+from configs.layers import selected_layers
+
+GROUP = "axes"
+MARKED = ("lr", "meandiff", "random0")
+"""Axes whose share of the variance is marked among the PCs."""
+
+
+@dataclass(frozen=True)
+class AxesData:
+    """The axes of all layers, without their directions."""
+
+    layers: list[int]
+    """L numbers."""
+    accuracy: dict[str, np.ndarray]
+    """axis -> (L,) share of right labels on the trial half, NaN where not fitted."""
+    variance: np.ndarray
+    """(L, R) explained variance ratio, NaN past the last PC of a layer."""
+    shares: list[dict[str, float]]
+    """Per layer: axis -> share of the total variance along it."""
+    cosines: np.ndarray
+    """(L, R) cosine between LR and every PC that is an axis, NaN past the last one."""
+    hidden_size: int
+    n_trial: int | None
+    """Sentences of the trial half, None if the split is not on disk."""
+
+
+def load_axes(store: Store) -> AxesData:
+    """Read every axes file; a layer without one is left out."""
+    layers = store.layers()
+    found = [_geometry(read_axes(store, layer)) for layer in layers]
+    names = sorted({name for part in found for name in part["accuracy"]}, key=axis_order)
+    accuracy = {name: np.array([part["accuracy"].get(name, np.nan) for part in found]) for name in names}
+    n_trial = len(read_split(store)["trial_rows"]) if store.split.exists() else None
+    variance, cosines = (_stack([part[key] for part in found]) for key in ("variance", "cosines"))
+    shares = [part["shares"] for part in found]
+    return AxesData(layers, accuracy, variance, shares, cosines, found[0]["hidden_size"], n_trial)
+
+
+def _geometry(record: Mapping[str, Any]) -> dict[str, Any]:
+    names, scales = list(record["names"]), record["scales"].astype(float)
+    pcs = [names.index(f"pc{k}") for k in range(1, len(names) + 1) if f"pc{k}" in names]
+    total = scales[pcs[0]] ** 2 / record["variance_ratio"][0] if pcs else np.nan
+    directions = record["directions"].astype(float)
+    return {
+        "accuracy": {name: pair[1] for name, pair in record["accuracy"].items()},
+        "variance": record["variance_ratio"],
+        "shares": {name: scales[names.index(name)] ** 2 / total for name in MARKED if name in names},
+        "cosines": directions[pcs] @ directions[names.index("lr")] if "lr" in names else np.empty(0),
+        "hidden_size": directions.shape[1],
+    }
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def direction_reader(store: Store) -> Any:
+    """Return a function of (axis, layer) that gives the unit direction (D,), None where there is none."""
+
+    @lru_cache(maxsize=2)
+    def record(layer: int) -> Mapping[str, Any] | None:
+        return read_axes(store, layer) if store.axes(layer).exists() else None
+
+    def direction(axis: str, layer: int) -> np.ndarray | None:
+        found = record(layer)
+        known = found is not None and axis in found["names"]
+        return found["directions"][found["names"].index(axis)].astype(np.float64) if known else None
+
+    return direction
+
+
+def axes_figures(store: Store) -> Iterator[Drawn]:
+    """Yield the figures about the axes themselves."""
+    data, where = load_axes(store), f"{store.model}, {store.dataset}"
+    sentences = f"{data.n_trial} held-out sentences" if data.n_trial else "the held-out sentences"
+    note = f"Left: n = {sentences}; bars: Wilson's 95 % interval; line: chance. Right: the fitting half."
+    figure = report.plot_axes_overview(
+        data.layers, data.accuracy, data.n_trial, data.variance, f"Axes of every layer ({where})", note
+    )
+    caption = (
+        "How well the classifiers tell the classes apart on held-out sentences, and how much variance the "
+        "principal components explain."
+    )
+    accuracy = [
+        {"metric": "held_out_accuracy", "axis": name, "layer": layer, "value": float(value)}
+        for name, values in data.accuracy.items()
+        for layer, value in zip(data.layers, values, strict=True)
+    ]
+    yield Drawn("axes", "axes_overview", GROUP, caption, figure, accuracy)
+    yield _variance(store, data, where)
+    if data.cosines.shape[1]:
+        yield _cosines(data, where)
+
+
+def _variance(store: Store, data: AxesData, where: str) -> Drawn:
+    chosen = [layer for layer in selected_layers(store.model, len(data.layers)) if layer in data.layers]
+    slots = {layer: data.layers.index(layer) for layer in chosen or data.layers[:1]}
+    variance = {layer: data.variance[slot] for layer, slot in slots.items()}
+    marked = {layer: data.shares[slot] for layer, slot in slots.items()}
+    note = (
+        "One fit per layer, so no interval. On the sentences that fitted the axes. Lines: variance along "
+        "other axes; the point is the PC with as much variance as LR."
+    )
+    figure = figures_axes.plot_variance(variance, marked, f"Variance explained ({where})", note)
+    rows = [
+        {"metric": "variance_share", "axis": name, "layer": layer, "value": float(share)}
+        for layer, shares in marked.items()
+        for name, share in {**_shown(variance[layer]), **shares}.items()
+    ]
+    caption = "Variance explained by every principal component, and by the other axes."
+    return Drawn("axes", "axes_variance", GROUP, caption, figure, rows)
+
+
+def _shown(ratios: np.ndarray) -> dict[str, float]:
+    return {f"pc{k}": float(ratios[k - 1]) for k in SHOWN_PCS if k <= len(ratios)}
+
+
+def _cosines(data: AxesData, where: str) -> Drawn:
+    shown = [k for k in SHOWN_PCS if k <= data.cosines.shape[1]]
+    cosines = {f"pc{k}": np.abs(data.cosines[:, k - 1]) for k in shown}
+    captured = {k: (data.cosines[:, :k] ** 2).sum(axis=1) for k in shown}
+    chance = float(np.sqrt(2 / (np.pi * data.hidden_size)))
+    note = "One fit per layer, so no interval. Dashed: expected of a random direction. Right: R^2 of LR."
+    title = f"Where LR lies among the principal components ({where})"
+    figure = figures_axes.plot_cosines(data.layers, cosines, captured, chance, title, note)
+    rows = [
+        {"metric": metric, "axis": "lr", "affected": name, "layer": layer, "value": float(value)}
+        for metric, lines in (
+            ("abs_cosine", cosines),
+            ("captured", {f"pc{k}": v for k, v in captured.items()}),
+        )
+        for name, values in lines.items()
+        for layer, value in zip(data.layers, values, strict=True)
+    ]
+    caption = "Cosine between LR and principal components, and the share of LR within the first of them."
+    return Drawn("axes", "axes_cosines", GROUP, caption, figure, rows)

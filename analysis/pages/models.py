@@ -1,0 +1,144 @@
+"""Figures over several models: the control effect against depth and size, the report beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.base.errors import UserError
+from analysis.figures import models as model_figures
+from analysis.pages.drawn import Drawn, effect_curve, effect_numbers, note
+from analysis.pages.report import source_numbers, sources
+from analysis.results.store import Store
+from analysis.tables import control as control_tables
+from analysis.tables import read as tables_read
+from analysis.tables import report as report_tables
+from analysis.tables.series import MODES
+
+Row = dict[str, Any]
+GROUP = "several models"
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """One model's tables with what places it among others."""
+
+    name: str
+    n_layers: int
+    n_parameters: int
+    rows: list[Row]
+
+
+def other_stores(
+    store: Store, names: Sequence[str] | None, kind: str, axes: Sequence[str] | None
+) -> list[Store]:
+    """Return the stores to compare: ``names``, or every model in the results folder with such runs.
+
+    ``store`` itself comes first.
+
+    Raises:
+        UserError: a named model has no runs of any of ``axes``.
+    """
+    if names is None:
+        folders = sorted(path.parent for path in store.root.glob(f"*/{store.folder.name}/") if path.is_dir())
+        others = [Store(store.root, folder.name, store.dataset) for folder in folders]
+        others = [other for other in others if other.folder != store.folder]
+        return [store, *(other for other in others if _with_runs(other, axes, kind))]
+    others = [Store(store.root, name, store.dataset) for name in names]
+    others = [other for other in others if other.folder != store.folder]
+    for other in others:
+        if not _with_runs(other, axes, kind):
+            what = f" of {', '.join(axes)}" if axes else ""
+            raise UserError(f"--models {other.model}: there are no runs{what} in {other.folder}")
+    return [store, *others]
+
+
+def control_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
+    """Return the effects of one model's binary control runs, at each series' largest N."""
+    data = tables_read.load_control(store, _with_runs(store, axes, "imit"))
+    rows = control_tables.control_table(data)
+    last = {(s.axis, s.layer, s.levels): int(s.shots[-1]) for s in data.series}
+    kept = [r for r in rows if r["levels"] == 2 and r["n"] == last[r["axis"], r["layer"], 2]]
+    return _placed(store, data.meta, kept)
+
+
+def report_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
+    """Return the report table of one model's binary runs."""
+    data = tables_read.load_report(store, _with_runs(store, axes, "pred"))
+    return _placed(store, data.meta, [r for r in report_tables.report_table(data) if r["levels"] == 2])
+
+
+def _with_runs(store: Store, axes: Sequence[str] | None, kind: str) -> list[str]:
+    have = {unit.axis for unit in store.units(kind)}
+    return sorted(have) if axes is None else [axis for axis in axes if axis in have]
+
+
+def _placed(store: Store, meta: Any, rows: list[Row]) -> ModelResults:
+    name = str(meta.get("model_name", store.model))
+    return ModelResults(name, int(meta["n_layers"]), int(meta["n_parameters"]), rows)
+
+
+def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+    """Yield effect against depth, and at each model's middle-most layer against size."""
+    models = [model for model in models if model.rows]
+    if not models:
+        return
+    axes = list(dict.fromkeys(row["axis"] for model in models for row in model.rows))
+    modes = [mode for mode in MODES if any(row["mode"] == mode for m in models for row in m.rows)]
+    every = [
+        {**row, "model": m.name, "depth": row["layer"] / max(1, m.n_layers - 1), "size": m.n_parameters}
+        for m in models
+        for row in m.rows
+    ]
+    depth: dict[tuple[str, str], dict[str, Any]] = {}
+    for axis in axes:
+        for mode in modes:
+            chosen = [row for row in every if (row["axis"], row["mode"]) == (axis, mode)]
+            names = dict.fromkeys(row["model"] for row in chosen)
+            depth[axis, mode] = {
+                name: effect_curve([r for r in chosen if r["model"] == name], "depth") for name in names
+            }
+    title = f"Control at the largest N against depth ({dataset})"
+    figure = model_figures.plot_depth(depth, title, note(every))
+    caption = "The control effect of several models against the depth of the targeted layer."
+    yield Drawn("models", "models_depth", GROUP, caption, figure, effect_numbers(every))
+    middle = [row for row in every if row["layer"] == _middle_layer(every, row)]
+    size = {
+        mode: {
+            axis: effect_curve([r for r in middle if (r["axis"], r["mode"]) == (axis, mode)], "size")
+            for axis in axes
+        }
+        for mode in modes
+    }
+    title = f"Control at the largest N against model size ({dataset})"
+    text = f"The layer nearest to the middle that has runs of the axis. {note(middle)}"
+    figure = model_figures.plot_size(size, title, text)
+    caption = "The control effect against the number of parameters; the line is a fitted power law."
+    yield Drawn("models", "models_size", GROUP, caption, figure, effect_numbers(middle))
+
+
+def _middle_layer(every: Sequence[Row], row: Row) -> int:
+    """Return the layer nearest to depth 1/2 among the runs of the row's model and axis."""
+    same = [
+        r for r in every if (r["model"], r["axis"], r["mode"]) == (row["model"], row["axis"], row["mode"])
+    ]
+    return min(same, key=lambda r: (abs(r["depth"] - 0.5), r["layer"]))["layer"]
+
+
+def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+    """Yield the ideal observer and the model's report, per axis and model."""
+    models = [model for model in models if model.rows]
+    if not models:
+        return
+    panels, found = {}, []
+    for model in models:
+        for layer in sorted({row["layer"] for row in model.rows}):
+            here = [row for row in model.rows if row["layer"] == layer]
+            panels[f"{model.name}, layer {layer}"] = sources(here)
+            found += [{"model": model.name, **row} for row in here]
+    title = f"Report and ideal observer of several models ({dataset})"
+    text = f"Accuracy over the later half of the examples. {note(found)}"
+    figure = model_figures.plot_observers(panels, title, text)
+    caption = "Report accuracy beside that of the ideal observer and the other baselines, per axis and model."
+    yield Drawn("models", "models_observers", GROUP, caption, figure, source_numbers(found))

@@ -1,0 +1,148 @@
+"""Write one self-contained HTML page about a study: findings, figures, tables, examples, provenance."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.base.files import save_bytes
+from analysis.pages.drawn import Written
+from analysis.results.store import Store
+from analysis.tables.findings import control_findings, report_findings
+from analysis.tables.read import ControlData
+from analysis.tables.series import ControlSeries
+from analysis.tables.text import interval, show, show_p
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+TEMPLATE = Path(__file__).with_name("templates") / "report_page.html.j2"
+IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+def write_report(
+    store: Store,
+    settings: Mapping[str, Any],
+    figures: Sequence[Written],
+    control_rows: Sequence[Row],
+    report_rows: Sequence[Row],
+    examples: Sequence[Row],
+    about: Mapping[str, Any],
+) -> Path:
+    """Write results/<model>/<dataset>/report.html and return its path.
+
+    Args:
+        settings: the study's settings, name -> value.
+        figures: in the order of the page. PNG or SVG files are copied into it; of a figure that has neither
+            (PDF) only the name is logged.
+        control_rows, report_rows: from analysis.effects; either may be empty.
+        examples: from :func:`collect_examples`.
+        about: provenance such as ``analysis.results.store.provenance()``; nested mappings are joined.
+    """
+    runs = {"control": len(store.units("imit")), "report": len(store.units("pred"))}
+    page = _environment().get_template(TEMPLATE.name)
+    html = page.render(
+        store=store,
+        findings=list(dict.fromkeys([*report_findings(report_rows), *control_findings(control_rows)])),
+        runs=runs,
+        figures=_inline(figures),
+        control=control_rows,
+        largest=max((row["n"] for row in control_rows), default=0),
+        report=report_rows,
+        examples={want: [e for e in examples if e["want"] == want] for want in ("high", "low")},
+        empty=sum(row["empty"] for row in control_rows),
+        settings={name: _plain(value) for name, value in settings.items()},
+        about={name: _plain(value) for name, value in about.items()},
+    )
+    path = store.folder / "report.html"
+    save_bytes(html.encode(), path)
+    return path
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(interval=interval, show=show, p=show_p, observer=_observer)
+    return environment
+
+
+def _observer(row: Row, name: str) -> str:
+    """Return an observer's accuracy and its agreement with the model, a dash where there is none."""
+    if f"accuracy_{name}" not in row:
+        return "-"
+    return f"{interval(row, f'accuracy_{name}')}, κ {show(row[f'kappa_{name}'])}"
+
+
+def _inline(figures: Iterable[Written]) -> list[dict[str, str]]:
+    """Return each figure that a browser can show as a data URI with its caption."""
+    found, left_out = [], []
+    for figure in figures:
+        path = next((path for path in figure.paths if path.suffix in IMAGE_TYPES), None)
+        if path is None:
+            left_out.append(figure.name)
+        else:
+            found.append({"name": figure.name, "caption": figure.caption, "uri": _data_uri(path)})
+    if left_out:
+        log.warning("the page shows PNG and SVG only; left out: %s", ", ".join(left_out))
+    return found
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:{IMAGE_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _plain(value: object) -> str:
+    """Return a setting or a piece of provenance as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "not known" if value in (None, "") else str(value)
+
+
+# ---------------------------------------------------------------- examples
+
+
+def collect_examples(data: ControlData, limit: int = 6) -> list[dict[str, Any]]:
+    """Return sentences that the model wrote at the largest N, ``limit`` for high and as many for low.
+
+    They are not chosen by their score: the first experiments come first, taking the axes and layers in turn.
+    Empty replies are left out (control_table counts them).
+
+    Returns:
+        Dicts with want (``high`` or ``low``), axis, layer, exp, flipped, n, score, text, copy_rate, cut.
+    """
+    active = [series for series in data.series if "active" in series.modes]
+    found: list[dict[str, Any]] = []
+    for want, name in ((1, "high"), (0, "low")):
+        queues = [_replies(series, want, name) for series in active]
+        in_turn = [
+            queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)
+        ]
+        found += in_turn[:limit]
+    return found
+
+
+def _replies(series: ControlSeries, want: int, name: str) -> list[dict[str, Any]]:
+    """Return a series' replies at its largest N in the order of experiments."""
+    m, last = series.modes.index("active"), len(series.shots) - 1
+    found = []
+    for e, flip in np.ndindex(len(series.exps), 2):
+        cell = (e, last, m, flip, want)
+        if series.text[cell] and series.empty[cell] == 0:
+            found.append({
+                "want": name, "axis": series.axis, "layer": series.layer, "exp": int(series.exps[e]),
+                "flipped": bool(flip), "n": int(series.shots[last]), "score": float(series.target[cell]),
+                "text": series.text[cell], "copy_rate": float(series.copy_rate[cell]),
+                "cut": bool(series.cut[cell] == 1),
+            })  # fmt: skip
+    return found

@@ -1,0 +1,303 @@
+"""Is it introspection? Activations are changed from outside while the visible text stays the same.
+
+``SteeringCurve`` pushes the test sentence of a report prompt along an axis and reads the score and the label
+that the model reports. ``CausalReport`` hides a code in the activations: each example sentence is read with
++v or -v, its label tells which, and the model must report the sign with which a test sentence was read.
+
+In a causal report the conversation is the same, token for token, for both signs of the test sentence and for
+both mappings (label 1 stands for +v, or for -v). Whoever sees only the text gives the same answer four times
+and is right twice: exactly 0.5. A digit that the push itself favours is right in one mapping and wrong in
+the other: 0.5 again. Only who learns from the examples which sign goes with which label does better.
+
+Shape letters: N examples   J test sentences   Q strengths   R layers read   D hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.base.errors import UserError
+from analysis.base.progress import bar
+from analysis.base.seeds import fingerprint, generator
+from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.request import Request
+from analysis.engine.steering import Steering
+from analysis.experiments.study import Study
+from analysis.experiments.trials import axis_turns, draw_order, mirrored
+from analysis.process_prompts import Encoded, Prompter, Prompts, Turn, shown_turn
+from analysis.results.claims import claim
+from analysis.results.store import read, write
+from configs.settings import CONFIG_DIR, read_yaml
+from utils import LoadedModel
+
+ARMS = ("target", "random", "random_norm", "shuffled", "query_only", "clean")
+"""What is injected, and when:
+
+    target       the axis, while the examples and the test sentence are read
+    random       a random direction, orthogonal to the axis, a new one in each experiment; as many of its own
+                 training deviations as ``target`` (variance-matched)
+    random_norm  the same direction, pushed as far in activation space as ``target`` (norm-matched)
+    shuffled     the axis, but the signs of the examples are permuted: the labels tell nothing
+    query_only   the axis, while the test sentence is read only; accuracy is 0.5 by design, but it shows
+                 what a push alone does to the digits
+    clean        nothing; all answers to one text are equal, so accuracy is 0.5 by design
+"""
+MAPPINGS = (1, -1)
+"""Sign that label 1 stands for."""
+SIGNS = (-1, 1)
+"""Of the push while the test sentence is read."""
+FLIPS = (False, True)
+Along = tuple[np.ndarray, float]
+"""A unit direction (D,) and the training deviation along it."""
+
+
+@dataclass(frozen=True)
+class CausalSizes:
+    """Of a causal report."""
+
+    n_examples: int = 32
+    """Examples, half of them with label 1."""
+    n_test: int = 4
+    """Test sentences, each after the same examples."""
+    alpha: float = 4.0
+    """Strength of a push, in training deviations along the direction."""
+    repeat_sentence: bool = False
+    """One sentence is every example and the one test sentence."""
+
+    def __post_init__(self) -> None:
+        if self.n_examples < 2 or self.n_examples % 2:
+            raise UserError(f"{self.n_examples} examples: give an even number from 2, half get label 1")
+        if not (np.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"alpha {self.alpha}: give a number above 0, both signs are pushed")
+
+
+@dataclass(frozen=True)
+class CurveSizes:
+    """Of a validation curve."""
+
+    n_examples: int = 32
+    """Examples with their true labels."""
+    n_test: int = 4
+    """Test sentences, each after the same examples."""
+    alphas: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
+    """(Q,) strengths in training deviations, 0 is no steering."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.alphas, self.alphas[1:], strict=False))
+        if len(self.alphas) < 2 or not np.isfinite(self.alphas).all() or not rising or 0 not in self.alphas:
+            raise UserError(f"alphas {list(self.alphas)}: give two or more rising numbers, one of them 0")
+
+
+def load_causal_system() -> str:
+    """Return the system text of configs/study_prompts.yml.
+
+    Raises:
+        UserError: a key is missing or unknown, or the text holds braces; the message names the file.
+    """
+    path = CONFIG_DIR / "study_prompts.yml"
+    texts = read_yaml(path)
+    text = texts.get("causal_system")
+    if len(texts) > 1 or not isinstance(text, str) or set("{}") & set(text):
+        raise UserError(f"{path}: it must hold one text, causal_system, without braces")
+    return text.strip()
+
+
+def study_identity(study: Study, axis: str, layer: int, sizes: CausalSizes | CurveSizes) -> dict[str, Any]:
+    """Return what an experiment of a study depends on; their number is not part of it."""
+    return {
+        "preparation": fingerprint(dict(study.identity)),
+        "prompts": fingerprint(asdict(study.prompts), load_causal_system()),
+        "axis": axis,
+        "layer": layer,
+        **asdict(sizes),
+    }
+
+
+def run_experiments(
+    path: Path,
+    identity: Mapping[str, Any],
+    n: int,
+    start: Callable[[], tuple[Callable[[int], dict[str, np.ndarray]], Mapping[str, Any]]],
+    overwrite: bool = False,
+) -> dict[str, np.ndarray]:
+    """Run the experiments that ``path`` lacks, writing it after each, and return the first ``n``.
+
+    Args:
+        path: of the study, see Store.study; a second process on it waits for the first.
+        identity: what an experiment depends on.
+        n: experiments wanted.
+        start: returns the work of one experiment and further meta data; called only if one is missing.
+        overwrite: redo what exists.
+
+    Returns:
+        Arrays (n, ...), by name.
+
+    Raises:
+        UserError: the file was made with other settings.
+    """
+    with claim(path, wait=True):
+        done = [] if overwrite or not path.exists() else list(read(path, identity)["experiments"])
+        if len(done) < n:
+            work, about = start()
+            for exp in bar(range(len(done), n), desc=path.stem, unit="experiment"):
+                done.append(work(exp))
+                write(path, {"experiments": done}, identity, **about)
+    return {name: np.stack([one[name] for one in done[:n]]) for name in done[0]}
+
+
+def labelled_turns(system: str, prompts: Prompts, sentences: Sequence[str], labels: Sequence) -> list[Turn]:
+    """Return a conversation of sentences with their labels, every sentence and every label marked."""
+    turns, before = [Turn("system", system)], prompts.shown.index("{sentence}")
+    for sentence, label in zip(sentences, labels, strict=True):
+        shown = shown_turn(prompts.shown, sentence, int(label), mark_label=True)
+        place = (before, before + len(sentence))
+        turns += [Turn("user", prompts.user_turn), replace(shown, sentence=place)]
+    return turns
+
+
+class _Study:
+    """What both studies share; ``lean`` is the logit of digit 1 minus that of digit 0."""
+
+    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int) -> None:
+        self.study, self.tree, self.axis, self.layer = study, tree, axis, layer
+        axes, k = study.axes(layer), study.axes(layer).index(axis)
+        self.direction, self.scale, self.seed = axes.directions[k], float(axes.scales[k]), study.settings.seed
+        self.prompter = Prompter(lm.tokenizer, lm.name)
+        self.digits = self.prompter.answer_ids(study.prompts.shown, (0, 1))
+
+    def push(self, alpha: float, span: tuple[int, int], along: Along | None = None) -> list[Steering]:
+        """Return what adds alpha * deviation * direction to the tokens of a span; nothing for alpha 0."""
+        direction, deviation = along or (self.direction, self.scale)
+        row, scales = direction[None].astype(np.float32), np.array([deviation], np.float32)
+        return [Steering((self.layer,), "add", row, 0 * row, scales, alpha, *span)] if alpha else []
+
+    def conversation(self, system: str, rows: Sequence[int], labels: Sequence[int]) -> Encoded:
+        """Return the conversation about ``rows``, the last of which is the test sentence."""
+        sentences = [self.study.sentences[row] for row in rows]
+        return self.prompter.encode(labelled_turns(system, self.study.prompts, sentences, [*labels, 0]))
+
+    def read(self, requests: Sequence[Request], layers: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pooled states (B, R, D) of one span of each request, and lean (B,) at one position."""
+        readings = self.tree.read(requests, layers, self.digits)
+        logits = np.concatenate([reading.logits for reading in readings])
+        if not np.isfinite(logits).all():
+            raise UserError("the logits are not finite: use --dtype bfloat16 or float32, or a smaller alpha")
+        return np.concatenate([reading.pooled for reading in readings]), logits[:, 1] - logits[:, 0]
+
+
+class CausalReport(_Study):
+    """Runs experiments of the causal report."""
+
+    def __init__(
+        self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int, sizes: CausalSizes
+    ) -> None:
+        super().__init__(lm, study, tree, axis, layer)
+        self.sizes, self.system = sizes, load_causal_system()
+        hidden = read(study.store.hidden(layer), study.identity)["hidden"]
+        self.fitting = hidden[study.axis_rows].astype(np.float64)  # (n_axis, D)
+
+    def random_direction(self, exp: int) -> Along:
+        """Return a unit direction (D,) orthogonal to the axis, and the training deviation along it."""
+        rng = generator(self.seed, "causal direction", self.layer, exp)
+        vector = rng.standard_normal(len(self.direction))
+        vector -= (vector @ self.direction) / (self.direction @ self.direction) * self.direction
+        vector /= np.linalg.norm(vector)
+        return vector, float((self.fitting @ vector).std())
+
+    def draw(self, exp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows (N + J,), the shown labels (N,), and the shuffled signs (2 mappings, N)."""
+        n, half, repeat = self.sizes.n_examples, self.sizes.n_examples // 2, self.sizes.repeat_sentence
+        length = 1 if repeat else n + self.sizes.n_test
+        rows = np.repeat(draw_order(self.seed, exp, self.study.trial_rows, length), n + 1 if repeat else 1)
+        rng = generator(self.seed, "causal", exp)
+        labels = rng.permutation(np.repeat([0, 1], half))
+        return rows, labels, np.stack([rng.permutation(np.repeat([-1, 1], half)) for _ in MAPPINGS])
+
+    def requests(self, exp: int) -> list[Request]:
+        """Return the requests in the order of arm, mapping, test sentence, sign."""
+        n, (rows, labels, shuffled) = self.sizes.n_examples, self.draw(exp)
+        encoded = [self.conversation(self.system, [*rows[:n], row], labels) for row in rows[n:]]
+        vector, deviation = self.random_direction(exp)
+        directions = {"random": (vector, deviation), "random_norm": (vector, self.scale)}
+        found, zero = [], np.zeros(n, np.int64)
+        for arm in ARMS:
+            along = directions.get(arm)
+            for m, mapping in enumerate(MAPPINGS):
+                coded = {"shuffled": shuffled[m], "query_only": zero, "clean": zero}
+                signs = coded.get(arm, mapping * (2 * labels - 1))
+                for one in encoded:
+                    for sign in SIGNS:
+                        test = 0 if arm == "clean" else sign
+                        pairs = zip([*signs, test], one.spans, strict=True)
+                        steering = [p for s, at in pairs for p in self.push(s * self.sizes.alpha, at, along)]
+                        found.append(Request(one.ids, (), [one.labels[-1] - 1], steering=steering))
+        return found
+
+    def unit(self, exp: int) -> dict[str, np.ndarray]:
+        """Run one experiment.
+
+        Returns:
+            ``rows`` (N + J,), ``labels`` (N,), and ``lean`` (arms, 2 mappings, J, 2 signs) float32.
+        """
+        rows, labels, _ = self.draw(exp)
+        _, lean = self.read(self.requests(exp))
+        shape = (len(ARMS), len(MAPPINGS), -1, len(SIGNS))
+        return {"rows": rows, "labels": labels, "lean": lean.reshape(shape)}
+
+
+def later_layers(layer: int, n_layers: int) -> list[int]:
+    """Return ``layer`` and later layers up to the last, at most five in even steps."""
+    return sorted({round(at) for at in np.linspace(layer, n_layers - 1, 5)})
+
+
+class SteeringCurve(_Study):
+    """Runs experiments of the validation curve."""
+
+    def __init__(
+        self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int, sizes: CurveSizes
+    ) -> None:
+        super().__init__(lm, study, tree, axis, layer)
+        self.sizes = sizes
+        self.layers_read = later_layers(layer, len(study.layers))
+
+    def unit(self, exp: int) -> dict[str, np.ndarray]:
+        """Run one experiment.
+
+        Returns:
+            ``rows`` (N + J,); ``measured`` (J, Q, R) scores of the test sentence in the measuring
+            conversation, and ``in_report`` (2 flips, J, Q, R) in the report prompt, NaN where a layer has no
+            such axis; ``lean`` (2 flips, J, Q) to the digit that stands for the upper half.
+        """
+        n, report = self.sizes.n_examples, self.study.prompts.system("report", 2)
+        rows = draw_order(self.seed, exp, self.study.trial_rows, n + self.sizes.n_test)
+        labels = self.study.labels(self.layer, self.axis)[rows[:n]]
+        tests = [axis_turns(self.study.prompts, self.study.sentences[row]) for row in rows[n:]]
+        shown = [
+            self.conversation(report, [*rows[:n], row], mirrored(labels, 2) if flip else labels)
+            for flip in FLIPS for row in rows[n:]
+        ]  # fmt: skip
+        measured, _ = self._read([self.prompter.encode(turns) for turns in tests])
+        in_report, lean = self._read(shown)
+        shape = (len(FLIPS), self.sizes.n_test, len(self.sizes.alphas))
+        sides = np.array([-1 if flip else 1 for flip in FLIPS], np.float32)[:, None, None]
+        return {
+            "rows": rows, "measured": measured.reshape(*shape[1:], -1),
+            "in_report": in_report.reshape(*shape, -1), "lean": sides * lean.reshape(shape),
+        }  # fmt: skip
+
+    def _read(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (B * Q, R) of the last sentence of each, and lean (B * Q,) before its label."""
+        requests = [self.request(one, alpha) for one in encoded for alpha in self.sizes.alphas]
+        pooled, lean = self.read(requests, self.layers_read)
+        axes = [self.study.axes(layer) for layer in self.layers_read]
+        return np.stack([one.score(pooled[:, r], self.axis) for r, one in enumerate(axes)], axis=1), lean
+
+    def request(self, encoded: Encoded, alpha: float) -> Request:
+        """Return one reading of a conversation whose last sentence is pushed."""
+        span, before = encoded.spans[-1], [place - 1 for place in encoded.labels[-1:]]
+        return Request(encoded.ids, [span], before, steering=self.push(alpha, span))

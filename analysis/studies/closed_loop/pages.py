@@ -1,0 +1,212 @@
+"""From closed-loop units to figures, ``summary_loop.csv`` and a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis.experiments.preparation import prepare
+from analysis.experiments.study import Study, open_study
+from analysis.figures.style import Curve, count, write_figure
+from analysis.pages.drawn import Written
+from analysis.pages.index import finish_folder
+from analysis.results.store import Store
+from analysis.studies.closed_loop import tables as loop_tables
+from analysis.studies.closed_loop.figures import Bars, plot_loop_drift, plot_loop_effect, plot_loop_scores
+from analysis.studies.closed_loop.flags import Loop
+from analysis.studies.closed_loop.runs import run_loop
+from analysis.studies.closed_loop.tables import LoopSeries
+from analysis.tables.control import Row
+from analysis.tables.text import interval, show_p, text_table, write_csv
+from configs.settings import Settings, as_plain
+from utils import LoadedModel
+
+SUMMARY = "summary_loop.csv"
+_CI = "95 % bootstrap interval over experiments"
+_COLUMNS = (
+    "metric", "axis", "layer", "levels", "mode", "arm", "against", "wanted", "turn", "value", "low", "high",
+    "p", "q", "experiments", "trials", "finding",
+)  # fmt: skip
+
+
+def loop_study(
+    lm: LoadedModel,
+    settings: Settings,
+    store: Store,
+    loop: Loop,
+    *,
+    token_budget: int | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Prepare if needed, run what is missing, write figures and numbers; return the table as text."""
+    prepare(lm, store.dataset, settings, store, token_budget=token_budget, overwrite=overwrite)
+    study = open_study(store, settings)
+    done, kept = run_loop(lm, study, loop, token_budget=token_budget, overwrite=overwrite)
+    files = f"figures: {store.figures / 'loop_*.png'}"
+    return f"{present(study, loop)}\n\n{done} units done, {kept} kept; {files}"
+
+
+def present(study: Study, loop: Loop) -> str:
+    """Write figures and summary_loop.csv from the units on disk; return the tables as text."""
+    chosen, store = loop_tables.load_series(study, loop), study.store
+    drifts, against = loop_tables.drift_table(chosen), loop_tables.comparison_table(chosen)
+    turns = loop_tables.turn_table(chosen)
+    written = []
+    for axis, layer, levels in dict.fromkeys((s.axis, s.layer, s.levels) for s in chosen):
+        where = {"axis": axis, "layer": layer, "levels": levels}
+        here = [s for s in chosen if s.about.items() >= where.items()]
+        rows = [[r for r in table if r.items() >= where.items()] for table in (drifts, against, turns)]
+        written += _figures(store, here, *rows, loop)
+    write_csv(_numbers(chosen, drifts, against, turns), store.figures / SUMMARY, _COLUMNS)
+    about = {"settings": dict(as_plain(study.settings)), "identity": dict(study.identity)}
+    finish_folder(store.figures, "loop", written, ["png"], f"{store.model}, {store.dataset}", about)
+    return table_text(drifts, against)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figures(
+    store: Store,
+    here: Sequence[LoopSeries],
+    drifts: Sequence[Row],
+    against: Sequence[Row],
+    turns: Sequence[Row],
+    loop: Loop,
+) -> list[Written]:
+    first = here[0]
+    levels = "" if first.levels == 2 else f"_levels{first.levels}"
+    ending = f"{first.axis}_layer{first.layer}{levels}"
+    where = f"{first.axis}, layer {first.layer}{levels.replace('_levels', ', levels ')}"
+    title = f"{store.model}, {store.dataset}: closed loop on {where}"
+    size = f"{count((len(s.scores) for s in here), 'experiment')}, {loop.examples} examples before turn 1"
+    lost = ", ".join(f"{s.mode} {int((s.complied == 0).sum())} of {s.complied.size}" for s in here)
+    left_out = f"Left out, since empty or not the sentence asked for: {lost} turns."
+    drawn = {
+        "scores": (
+            "true score of what was said",
+            plot_loop_scores, {s.mode: _sides(s) for s in here}, f"{size}. Bands: {_CI}. {left_out}",
+        ),
+        "effect": (
+            "effect of high against low wanted",
+            plot_loop_effect, {s.mode: _effects(turns, s.mode) for s in here},
+            f"{size}, {count((r['trials'] for r in turns), 'trial')} per point. Bars: {_CI}. {left_out}",
+        ),
+        "drift": (
+            "drift over turns",
+            plot_loop_drift, {s.mode: _drifts(drifts, against, s.mode) for s in here},
+            f"{size}. Slope of the true score over turns in the wanted direction. Bars: {_CI}. {left_out}",
+        ),
+    }  # fmt: skip
+    written = []
+    for kind, (what, plot, panels, note) in drawn.items():
+        name = f"loop_{kind}_{ending}"
+        caption = f"{title}: {what}"
+        paths = write_figure(plot(panels, caption, note), store.figures, name, ["png"])
+        written.append(Written(f"loop_{kind}", name, "closed loop", f"{caption}. {note}", tuple(paths)))
+    return written
+
+
+def _sides(series: LoopSeries) -> dict[str, tuple[Curve, Curve]]:
+    """Return arm -> curves when high and when low was wanted."""
+    found = loop_tables.side_means(series)
+    turns = 1.0 + np.arange(series.scores.shape[-1])
+    return {
+        arm: tuple(
+            Curve(turns, found.mean[a, want], found.low[a, want], found.high[a, want]) for want in (1, 0)
+        )
+        for a, arm in enumerate(series.arms)
+    }
+
+
+def _effects(turns: Sequence[Row], mode: str) -> dict[str, Curve]:
+    """Return arm -> d over turns."""
+    rows: dict[str, list[Row]] = {}
+    for row in turns:
+        if row["mode"] == mode:
+            rows.setdefault(row["arm"], []).append(row)
+    names = ("turn", "d", "d_low", "d_high")
+    return {arm: Curve(*(np.array([row[k] for row in of], float) for k in names)) for arm, of in rows.items()}
+
+
+def _drifts(drifts: Sequence[Row], against: Sequence[Row], mode: str) -> tuple[Bars, Bars]:
+    """Return slopes of the arms, and differences to the true arm."""
+    pairs = ((drifts, "arm"), (against, "against"))
+    return tuple(_bars([row for row in table if row["mode"] == mode], name) for table, name in pairs)
+
+
+def _bars(rows: Sequence[Row], name: str) -> Bars:
+    values = (np.array([row[key] for row in rows], float) for key in ("slope", "slope_low", "slope_high"))
+    return ([row[name] for row in rows], *values)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _numbers(
+    chosen: Sequence[LoopSeries], drifts: Sequence[Row], against: Sequence[Row], turns: Sequence[Row]
+) -> list[Row]:
+    """Return every plotted or printed number, see _COLUMNS."""
+    rows = []
+    for series in chosen:
+        for arm, sides in _sides(series).items():
+            for wanted, one in zip(("high", "low"), sides, strict=True):
+                about = {**series.about, "arm": arm, "wanted": wanted, "metric": "score"}
+                points = zip(one.x, one.y, one.low, one.high, strict=True)
+                rows += [
+                    {**about, "turn": int(x), "value": y, "low": low, "high": high}
+                    for x, y, low, high in points
+                ]
+    rows += [_number(row, "cohens_d", "d") for row in turns]
+    for row in drifts:
+        gain = {**row, "p": row["gain_p"], "q": "", "finding": ""}
+        rows += [_number(row, "drift", "slope"), _number(gain, "gain", "gain")]
+        shares = {f"{name}_rate": row[name] / row["recorded"] for name in ("complied", "empty", "cut")}
+        plain = {key: row[key] for key in ("axis", "layer", "levels", "mode", "arm")}
+        shares |= {"copy_rate": row["copy_rate"], "upper_rate": row["upper"], "same_rate": row["same"]}
+        rows += [{**plain, "metric": metric, "value": value} for metric, value in shares.items()]
+    return rows + [_number({**row, "arm": "true"}, "drift_difference", "slope") for row in against]
+
+
+def _number(row: Row, metric: str, name: str) -> Row:
+    kept = {key: row[key] for key in _COLUMNS if key in row}
+    ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
+    return {**kept, **ends, "metric": metric, "value": row[name]}
+
+
+def table_text(drifts: Sequence[Row], against: Sequence[Row]) -> str:
+    """Return the drift of each arm and the comparisons with the true arm as two tables."""
+    header = (
+        "axis", "layer", "levels", "mode", "arm", "drift per turn [95 % CI]", "p", "q", "last - first third",
+        "experiments", "complied", "empty", "copied", "upper", "same", "finding",
+    )  # fmt: skip
+    lines = [
+        (
+            row["axis"], row["layer"], row["levels"], row["mode"], row["arm"], interval(row, "slope", 3),
+            show_p(row["p"]), show_p(row["q"]), interval(row, "gain"), row["experiments"],
+            f"{row['complied']} of {row['recorded']}", row["empty"], row["copy_rate"],
+            row["upper"], row["same"], row["finding"],
+        )
+        for row in drifts
+    ]  # fmt: skip
+    key = (
+        "upper: share of true labels in the upper half (near 0 or 1, feedback says little); same: share of "
+        "the feedback that equals that of arm true; copied: share of a reply found in an earlier turn"
+    )
+    text = f"Closed loop: drift towards the goal\n{text_table(header, lines)}\n{key}"
+    if not against:
+        return text
+    header = ("axis", "layer", "levels", "mode", "drift of true minus", "difference [95 % CI]", "p", "q",
+              "experiments", "finding")  # fmt: skip
+    lines = [
+        (
+            row["axis"], row["layer"], row["levels"], row["mode"], row["against"], interval(row, "slope", 3),
+            show_p(row["p"]), show_p(row["q"]), row["experiments"], row["finding"],
+        )
+        for row in against
+    ]  # fmt: skip
+    most = max(row["experiments"] for row in against)
+    smallest = show_p(max(2 / 2**most, 1 / 10_001)) if most > 1 else "-"
+    note = f"Smallest p that {most} experiments allow: {smallest}"
+    return f"{text}\n\nTrue feedback against the others\n{text_table(header, lines)}\n\n{note}"

@@ -1,0 +1,222 @@
+"""Report accuracy and its baselines, from the arrays of ``analysis.tables.read``.
+
+Shape letters as in ``analysis.tables.series``. With more than two levels, accuracy and cross-entropy are
+about the side of the threshold (digits of a side together), so that they mean the same for any number of
+levels; ``level_curves`` has what is particular to levels. The independent sample is the experiment
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, log_softmax
+from scipy.stats import rankdata
+
+from analysis import stats_fn
+from analysis.experiments.observers import cohens_kappa, fit_sizes
+from analysis.tables.control import mean_known, mean_over, with_q
+from analysis.tables.read import ReportData
+from analysis.tables.series import ReportSeries
+
+Row = dict[str, Any]
+OBSERVERS = {"own": "activations", "embedding": "embeddings", "words": "words"}
+"""Observer as stored in a unit -> its name in figures."""
+_FEW = 8
+"""Positions that a rank correlation within an experiment needs."""
+
+
+def predictions(series: ReportSeries) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each prediction is right (0.5 for a tie) and its cross-entropy in nats.
+
+    Returns:
+        Two (E, P) arrays, the mean over the label assignments; NaN where missing.
+    """
+    return _judged(expit(series.logit_true))
+
+
+def observed(series: ReportSeries, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same two arrays for the observer ``name``."""
+    upper = series.observers[name].astype(np.float64)
+    return _judged(np.where(series.sides == 1, upper, 1 - upper)[:, None])
+
+
+def _judged(right_side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Judge probabilities of the true side (E, F, P)."""
+    parts = [stats_fn.report_samples(part, np.ones(part.shape)) for part in right_side.swapaxes(0, 1)]
+    right, nats = (np.stack(part, axis=1) for part in zip(*parts, strict=True))
+    return mean_over(right, 1), mean_over(nats, 1)
+
+
+def majority(series: ReportSeries) -> np.ndarray:
+    """Return (E, P): accuracy of guessing the side that was shown more often so far, 0.5 for a tie."""
+    found = np.full(series.labels.shape, np.nan)
+    for e, sides in enumerate(series.sides):
+        n = int(np.isfinite(sides).sum())
+        found[e, :n] = stats_fn.majority_baseline(sides[None, :n].astype(int))
+    return found
+
+
+# ---------------------------------------------------------------- curves
+
+
+def position_bins(n: int) -> list[tuple[int, int]]:
+    """Return ranges [start, stop) of positions; starts grow by half powers of two: 0, 1, 2, 3, 4, 6, 8 ..."""
+    edges = [*fit_sizes(n), n]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def report_curves(series: ReportSeries) -> dict[str, np.ndarray]:
+    """Return curves over the number of examples shown, each point the mean over a range of positions.
+
+    Returns:
+        ``shown`` (Q,) mean number of examples before the position, and (3, Q) mean and 95 % bootstrap CI over
+        experiments of ``accuracy``, ``cross_entropy``, ``majority``, and of each observer ``accuracy_<name>``
+        and ``cross_entropy_<name>``. Both label assignments of an experiment are averaged first.
+    """
+    return binned_curves(report_values(series))
+
+
+def report_values(series: ReportSeries) -> dict[str, np.ndarray]:
+    """Return the (E, P) values behind ``report_curves``."""
+    right, nats = predictions(series)
+    values = {"accuracy": right, "cross_entropy": nats, "majority": majority(series)}
+    for name in series.observers:
+        values[f"accuracy_{name}"], values[f"cross_entropy_{name}"] = observed(series, name)
+    return values
+
+
+def binned_curves(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return ``shown`` and (3, Q) curves of (E, P) values over ``position_bins``."""
+    bins = position_bins(next(iter(values.values())).shape[1])
+    curves = {"shown": np.array([(a + b - 1) / 2 for a, b in bins])}
+    for name, value in values.items():
+        binned = np.stack([mean_over(value[:, a:b], 1) for a, b in bins], axis=1)
+        curves[name] = np.stack(stats_fn.mean_ci(binned)[:3])
+    return curves
+
+
+def mean_over_layers(chosen: Sequence[ReportSeries]) -> dict[str, np.ndarray]:
+    """Return ``report_curves`` of one axis averaged over its layers, within each experiment first.
+
+    Only experiments and positions that all layers have are used.
+    """
+    shared = sorted(set.intersection(*(set(s.exps.tolist()) for s in chosen)))
+    length = min(s.labels.shape[1] for s in chosen)
+    parts = [
+        {name: value[np.searchsorted(s.exps, shared), :length] for name, value in report_values(s).items()}
+        for s in chosen
+    ]
+    names = set.intersection(*(set(part) for part in parts))
+    return binned_curves(
+        {name: mean_over(np.stack([part[name] for part in parts]), 0) for name in sorted(names)}
+    )
+
+
+def level_curves(series: ReportSeries) -> dict[str, np.ndarray]:
+    """Return what more than two levels add, as ``report_curves`` does.
+
+    Returns:
+        ``shown``; ``exact`` the share of exactly right levels (the likeliest digit), ``cross_entropy`` over
+        all digits in nats, ``correlation`` Spearman's between the expected digit and the true score within an
+        experiment over a range of positions, NaN for ranges of fewer than 8.
+    """
+    logs = log_softmax(series.logits.astype(np.float64), axis=-1)  # (E, F, P, A)
+    known = np.isfinite(series.labels)
+    true = np.where(known, series.labels, 0).astype(int)[:, None, :, None]
+    at_true = np.where(known[:, None], np.take_along_axis(logs, true, axis=-1)[..., 0], np.nan)
+    hit = np.where(known[:, None], logs.argmax(axis=-1) == true[..., 0], np.nan)
+    curves = binned_curves({"exact": mean_over(hit, 1), "cross_entropy": mean_over(-at_true, 1)})
+    expected = (np.exp(logs) * np.arange(series.levels)).sum(axis=-1)
+    values = []
+    for a, b in position_bins(series.labels.shape[1]):
+        part, scores = (
+            expected[..., a:b],
+            np.broadcast_to(series.scores[:, None, a:b], expected[..., a:b].shape),
+        )
+        values.append(mean_over(_spearman(part, scores), 1))
+    curves["correlation"] = np.stack(stats_fn.mean_ci(np.stack(values, axis=1))[:3])
+    return curves
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation along the last axis, NaN with few, missing or constant values."""
+    if a.shape[-1] < _FEW:
+        return np.full(a.shape[:-1], np.nan)
+    ranks = [rankdata(part, axis=-1, nan_policy="propagate") for part in (a, b)]
+    x, y = (part - part.mean(axis=-1, keepdims=True) for part in ranks)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+
+
+def confusion(series: ReportSeries) -> np.ndarray:
+    """Return (A, A): mean probability of each digit (columns) per true level (rows), later half.
+
+    The mean is over the predictions of an experiment first, then over experiments; NaN: no such level there.
+    """
+    n = series.labels.shape[1]
+    chances = np.exp(log_softmax(series.logits[:, :, n // 2 :].astype(np.float64), axis=-1)).mean(axis=1)
+    labels = series.labels[:, n // 2 :]
+    rows = [mean_over(np.where((labels == a)[..., None], chances, np.nan), 1) for a in range(series.levels)]
+    return mean_over(np.stack(rows, axis=1), 0)
+
+
+# ---------------------------------------------------------------- table
+
+
+def report_table(data: ReportData, seed: int = 0) -> list[Row]:
+    """Return one row per axis, layer and levels over the later half of the sequence, where most was shown.
+
+    Keys: axis, layer, levels, n_from, n_to (examples shown before the predictions that count); accuracy, gain
+    (accuracy over the majority baseline), cross_entropy, each with _low, _high (95 % bootstrap CI); majority,
+    balanced_accuracy; per observer accuracy_<name> with _low, _high and kappa_<name> (Cohen's kappa between
+    the model's and the observer's predictions, mean over experiments and label assignments); p (sign flips of
+    the gain over experiments), experiments, predictions, q (Benjamini-Hochberg over the rows).
+    """
+    return with_q([_report_row(series, seed) for series in data.series])
+
+
+def _report_row(series: ReportSeries, seed: int) -> Row:
+    n = series.labels.shape[1]
+    late = np.s_[:, n // 2 :]
+    values = report_values(series)
+    means = {name: mean_over(value[late], 1) for name, value in values.items()}  # (E,)
+    gain = means["accuracy"] - means["majority"]
+    ends = {"accuracy": means["accuracy"], "gain": gain, "cross_entropy": means["cross_entropy"]}
+    ends |= {f"accuracy_{name}": means[f"accuracy_{name}"] for name in series.observers}
+    row: Row = {
+        "axis": series.axis,
+        "layer": series.layer,
+        "levels": series.levels,
+        "n_from": n // 2,
+        "n_to": n - 1,
+    }
+    for name, value in ends.items():
+        middle, low, high = (float(part) for part in stats_fn.mean_ci(value)[:3])
+        row |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+    return row | {
+        "majority": mean_known(means["majority"]),
+        "balanced_accuracy": _balanced(values["accuracy"][late], series.sides[late]),
+        **{f"kappa_{name}": _kappa(series, name) for name in series.observers},
+        "p": stats_fn.sign_flip_p(gain, seed=seed), "experiments": int(np.isfinite(gain).sum()),
+        "predictions": int(np.isfinite(series.logit_true[..., n // 2 :]).sum()),
+    }  # fmt: skip
+
+
+def _kappa(series: ReportSeries, name: str) -> float:
+    """Return the mean kappa of the model's and an observer's choices over the later half."""
+    n = series.labels.shape[1]
+    upper = series.logit_true * (2 * series.sides - 1)[:, None] > 0
+    known = np.isfinite(series.logit_true)
+    model = np.where(known, upper, np.nan)[..., n // 2 :]
+    observer = np.where(np.isfinite(series.observers[name]), series.observers[name] > 0.5, np.nan)[
+        :, None, n // 2 :
+    ]
+    return mean_known(cohens_kappa(model, np.broadcast_to(observer, model.shape)))
+
+
+def _balanced(right: np.ndarray, sides: np.ndarray) -> float:
+    """Return the mean over the two sides of the accuracy (E, P) at that side's positions."""
+    return float(np.mean([mean_known(right[sides == side]) for side in (0, 1)]))

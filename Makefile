@@ -5,7 +5,6 @@ VENV ?= .venv
 WORKERS ?= 2
 PY := $(VENV)/bin/python
 
-
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed

@@ -71,14 +71,14 @@ def test_shown_figures_and_tables_are_those_of_one_process(runs):
 def test_a_process_that_fails_ends_the_others(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text(
-        "from analysis import shards\n"
-        "from analysis.cli.flags import script\n"
-        "from utils import UserError\n"
+        "from analysis.base import processes\n"
+        "from analysis.cli.script import script\n"
+        "from analysis.base.errors import UserError\n"
         "@script\n"
         "def main(argv=None):\n"
-        "    shards.current(None)\n"
-        "    with shards.main_first():\n"
-        "        if shards.is_main():\n"
+        "    processes.current(None)\n"
+        "    with processes.main_first():\n"
+        "        if processes.is_main():\n"
         "            raise UserError('the disk is full')\n"
         "raise SystemExit(main())\n"
     )

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +191,13 @@ def test_a_signal_while_a_claim_is_taken_or_freed_leaves_no_lock(any_disk, path,
 
 def test_a_number_used_again_is_another_process():
     first = fork(lambda: time.sleep(30) or 0)
-    assert process_start(first) not in (None, process_start(os.getpid()))
+    started = process_start(first)
+    assert started not in (None, process_start(os.getpid()))
     os.kill(first, signal.SIGKILL)
-    time.sleep(0.05)
-    assert process_start(first) is None  # not waited for yet
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert process_start(first) is None  # dead, but not waited for yet: nobody else can have its number
     code_of(first)
-    assert process_start(first) is None
+    assert process_start(first) != started  # whoever has the number now
 
 
 def test_a_disk_that_refuses_the_lock_is_named(path, monkeypatch):
@@ -209,8 +211,21 @@ def test_a_disk_that_refuses_the_lock_is_named(path, monkeypatch):
     assert list(path.parent.iterdir()) == []
 
 
-def test_two_that_start_the_same_study_do_each_experiment_once(tmp_path):
+def test_threads_that_try_a_folder_at_once_all_see_its_locks(path):
+    """The file on which flock is tried is each one's own: the lock of another's try would look like none."""
+    together = threading.Barrier(8)
 
+    def tried(number: int) -> bool:
+        together.wait()
+        return claims._has_flock.__wrapped__(path.parent)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            assert all(pool.map(tried, range(8)))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_two_that_start_the_same_study_do_each_experiment_once(tmp_path):
     done: list[int] = []
 
     def work(exp: int) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,12 @@ def test_what_could_not_be_read_back_is_not_written(path):
     assert not path.exists()
 
 
-def test_two_processes_never_share_a_temporary_name(path):
-    mine = files.part_name(path).name
-    assert mine.startswith("unit.pkl.") and mine.endswith(f".{files.this_host()}.{os.getpid()}.part")
+def test_neither_two_processes_nor_two_threads_share_a_temporary_name(path):
+    with ThreadPoolExecutor(8) as pool:
+        names = [part.name for part in pool.map(files.part_name, [path] * 1000)]
+    ending = f".{files.this_host()}.{os.getpid()}.part"
+    assert all(name.startswith("unit.pkl.") and name.endswith(ending) for name in names)
+    assert len(set(names)) == 1000
 
 
 def test_damaged_files_are_kept_under_free_names(path):

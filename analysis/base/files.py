@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import re
@@ -121,9 +122,12 @@ def this_host() -> str:
         return name
 
 
+_numbers = itertools.count()
+
+
 def part_name(path: Path) -> Path:
-    """Return the temporary name of ``path``, which no other process uses."""
-    return path.with_name(f"{path.name}.{this_host()}.{os.getpid()}.part")
+    """Return a temporary name of ``path`` that nobody else uses: no other process, thread or call."""
+    return path.with_name(f"{path.name}.{next(_numbers)}.{this_host()}.{os.getpid()}.part")
 
 
 def save_bytes(payload: bytes, path: Path) -> None:

@@ -6,12 +6,14 @@ reported. A result is NaN where the data do not define it (too few samples, no v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from analysis.base.errors import UserError
-from analysis.statistics.resampling import MeanCI, bootstrap_ci, mean_ci, sign_flip_p
+from analysis.statistics.grid import d_standard_error, effect_grid
+from analysis.statistics.moments import d_of, dz_of, moments, nanmean, ratio
+from analysis.statistics.resampling import MeanCI, bootstrap_ci, mean_ci
+from analysis.statistics.signflips import sign_flip_p
 
 __all__ = [
     "Effect", "MeanCI", "balanced_accuracy", "benjamini_hochberg", "bootstrap_ci", "cohens_d",
@@ -36,10 +38,10 @@ def cohens_d(high: np.ndarray, low: np.ndarray) -> float:
         d > 0 if ``high`` is higher; NaN with fewer than 2 values in a sample or no variance within them.
 
     Raises:
-        UserError: not one-dimensional.
+        ValueError: not one-dimensional.
     """
     high, low = _vector(high, "high"), _vector(low, "low")
-    return float(_d(high[None], low[None])[0])
+    return float(d_of(moments(high), moments(low)))
 
 
 def cohens_d_se(d: float, n1: int, n2: int) -> float:
@@ -47,9 +49,7 @@ def cohens_d_se(d: float, n1: int, n2: int) -> float:
 
     Source: Hedges & Olkin 1985, p. 86. It takes all samples as independent. NaN if d is, or n1 or n2 < 2.
     """
-    if min(n1, n2) < 2:
-        return np.nan
-    return float(np.sqrt((n1 + n2) / (n1 * n2) + d**2 / (2 * (n1 + n2))))
+    return float(d_standard_error(d, n1, n2))
 
 
 def paired_dz(diff: np.ndarray) -> float:
@@ -62,9 +62,9 @@ def paired_dz(diff: np.ndarray) -> float:
         NaN with fewer than 2 pairs, or if all differences are equal.
 
     Raises:
-        UserError: not one-dimensional.
+        ValueError: not one-dimensional.
     """
-    return float(_dz(_vector(diff, "diff")[None])[0])
+    return float(dz_of(moments(_vector(diff, "diff"))))
 
 
 @dataclass(frozen=True)
@@ -104,26 +104,15 @@ def control_effect(high: np.ndarray, low: np.ndarray, seed: int = 0, n_boot: int
             (shown labels as they are and flipped); (E,) is taken as F = 1.
 
     Raises:
-        UserError: the shapes differ, or are not (E,) or (E, F).
+        ValueError: the shapes differ, or are not (E,) or (E, F).
     """
     high, low = (np.asarray(part, dtype=np.float64) for part in (high, low))
     if high.shape != low.shape or high.ndim not in (1, 2):
-        raise UserError(f"scores have shapes {high.shape} and {low.shape}: give (E, F) and (E, F)")
+        raise ValueError(f"scores have shapes {high.shape} and {low.shape}: give (E, F) and (E, F)")
     if high.ndim == 1:
         high, low = high[:, None], low[:, None]
-    complete = np.isfinite(high) & np.isfinite(low)
-    kept = complete.any(axis=1)
-    high, low = (np.where(complete, part, np.nan)[kept] for part in (high, low))
-    diff, n_pairs = high - low, int(complete.sum())
-    d_low, d_high = bootstrap_ci(_d, high, low, seed=seed, n_boot=n_boot)
-    dz_low, dz_high = bootstrap_ci(_dz, diff, seed=seed, n_boot=n_boot)
-    d = float(_d(high[None], low[None])[0])
-    return Effect(
-        d, cohens_d_se(d, n_pairs, n_pairs), d_low, d_high,
-        float(_dz(diff[None])[0]), dz_low, dz_high,
-        p=sign_flip_p(np.nansum(diff, axis=1), seed=seed),
-        n_experiments=int(kept.sum()), n_trials=2 * n_pairs, n_dropped=2 * int((~complete).sum()),
-    )  # fmt: skip
+    found = effect_grid(high[..., None], low[..., None], seed, n_boot)
+    return Effect(**{field.name: getattr(found, field.name)[0].item() for field in fields(Effect)})
 
 
 def control_precision(d_target: float, d_others: np.ndarray) -> float:
@@ -149,28 +138,28 @@ def neural_difference_cosine(diff: np.ndarray, direction: np.ndarray) -> float:
         1 if the model moves along the axis only; NaN without a row, or if a vector has no length.
 
     Raises:
-        UserError: the shapes do not match.
+        ValueError: the shapes do not match.
     """
     diff, direction = (np.asarray(part, dtype=np.float64) for part in (diff, direction))
     if diff.ndim != 2 or direction.shape != diff.shape[1:]:
-        raise UserError(f"diff {diff.shape} and direction {direction.shape}: give (n, D) and (D,)")
+        raise ValueError(f"diff {diff.shape} and direction {direction.shape}: give (n, D) and (D,)")
     diff = diff[np.isfinite(diff).all(axis=1)]
     moved = diff.mean(axis=0) if len(diff) else np.zeros_like(direction)
-    return float(_ratio(moved @ direction, np.linalg.norm(moved) * np.linalg.norm(direction)))
+    return float(ratio(moved @ direction, np.linalg.norm(moved) * np.linalg.norm(direction)))
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Return the p-values (m,) adjusted for the false discovery rate; NaN stays NaN and does not count.
 
     Raises:
-        UserError: a value is not in [0, 1], or not one-dimensional.
+        ValueError: a value is not in [0, 1], or not one-dimensional.
     """
     from scipy.stats import false_discovery_control
 
     p = _vector(p, "p")
     known = ~np.isnan(p)
     if ((p[known] < 0) | (p[known] > 1)).any():
-        raise UserError(f"p-values from {np.nanmin(p):g} to {np.nanmax(p):g}: they must be in [0, 1]")
+        raise ValueError(f"p-values from {np.nanmin(p):g} to {np.nanmax(p):g}: they must be in [0, 1]")
     adjusted = np.full(p.shape, np.nan)
     if known.any():
         adjusted[known] = false_discovery_control(p[known], method="bh")
@@ -191,13 +180,13 @@ def report_samples(p1: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
         Two (E, N) arrays, NaN where p1 is.
 
     Raises:
-        UserError: the shapes differ, a label is not 0 or 1, or a probability is not in [0, 1].
+        ValueError: the shapes differ, a label is not 0 or 1, or a probability is not in [0, 1].
     """
     p1, labels = np.asarray(p1, dtype=np.float64), _labels(labels)
     if p1.shape != labels.shape:
-        raise UserError(f"p1 {p1.shape} and labels {labels.shape}: both must be (E, N)")
+        raise ValueError(f"p1 {p1.shape} and labels {labels.shape}: both must be (E, N)")
     if ((p1 < 0) | (p1 > 1)).any():
-        raise UserError(
+        raise ValueError(
             f"p1 reaches from {np.nanmin(p1):g} to {np.nanmax(p1):g}: give probabilities, not logits"
         )
     chosen = np.where(labels == 1, p1, 1 - p1)
@@ -216,8 +205,8 @@ def report_metrics(p1: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """
     right, nats = report_samples(p1, labels)
     return {
-        "accuracy": _nanmean(right),
-        "cross_entropy": _nanmean(nats),
+        "accuracy": nanmean(right),
+        "cross_entropy": nanmean(nats),
         "balanced_accuracy": balanced_accuracy(p1, labels),
         "majority": majority_baseline(labels),
         "n": np.isfinite(right).sum(axis=0),
@@ -231,67 +220,33 @@ def balanced_accuracy(p1: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     right, _ = report_samples(p1, labels)
     ones = np.asarray(labels) == 1
-    return (_nanmean(np.where(ones, right, np.nan)) + _nanmean(np.where(ones, np.nan, right))) / 2
+    return (nanmean(np.where(ones, right, np.nan)) + nanmean(np.where(ones, np.nan, right))) / 2
 
 
 def majority_baseline(labels: np.ndarray) -> np.ndarray:
     """Return (N,) the accuracy of predicting the commonest label so far; a tie counts 0.5.
 
     Raises:
-        UserError: labels are not (E, N), or not 0 and 1.
+        ValueError: labels are not (E, N), or not 0 and 1.
     """
     labels = _labels(labels)
     sides = 2 * labels - 1
     lead = np.cumsum(sides, axis=1) - sides  # ones minus zeros among the examples before this one
-    return _nanmean(0.5 + 0.5 * np.sign(lead) * sides)
+    return nanmean(0.5 + 0.5 * np.sign(lead) * sides)
 
 
 # ---------------------------------------------------------------- shared
 
 
-def _d(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Cohen's d of each of (S, ...) and (S, ...), all their values as samples, NaN left out."""
-    (n1, mean1, square1), (n2, mean2, square2) = _moments(high), _moments(low)
-    pooled = np.sqrt(_ratio(square1 + square2, np.where((n1 > 1) & (n2 > 1), n1 + n2 - 2, 0)))
-    return _ratio(mean1 - mean2, pooled)
-
-
-def _dz(diff: np.ndarray) -> np.ndarray:
-    """d_z of each of (S, ...), NaN left out."""
-    n, mean, square = _moments(diff)
-    return _ratio(mean, np.sqrt(_ratio(square, n - 1)))
-
-
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, mean and sum of squared deviations of each of (S, ...); rounding alone counts as 0."""
-    values = values.reshape(len(values), int(np.prod(values.shape[1:])))
-    present = np.isfinite(values)
-    n = present.sum(axis=1)
-    mean = _ratio(np.where(present, values, 0.0).sum(axis=1), n)
-    square = (np.where(present, values - mean[:, None], 0.0) ** 2).sum(axis=1)
-    return n, mean, np.where(square > n * (1e-12 * mean) ** 2, square, 0.0)
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom, NaN where bottom is not positive."""
-    bottom = np.asarray(bottom, dtype=np.float64)
-    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over experiments (axis 0), NaN without one."""
-    return _ratio(np.nansum(values, axis=0), np.isfinite(values).sum(axis=0))
-
-
 def _vector(values: np.ndarray, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
-        raise UserError(f"{name} has shape {values.shape}: give one dimension")
+        raise ValueError(f"{name} has shape {values.shape}: give one dimension")
     return values
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
-        raise UserError(f"labels of shape {labels.shape}: give (E, N) with 0 and 1 only")
+        raise ValueError(f"labels of shape {labels.shape}: give (E, N) with 0 and 1 only")
     return labels.astype(np.int64)

@@ -20,7 +20,8 @@ from analysis.engine.prefix_tree import PrefixTree
 from analysis.experiments.study import open_study
 from analysis.process_prompts import Prompter
 from analysis.results.store import Store, read
-from analysis.statistics.resampling import mean_ci, sign_flip_p
+from analysis.statistics.resampling import mean_ci
+from analysis.statistics.signflips import sign_flip_p
 from analysis.studies.evasion.probes import (
     CONDITIONS,
     PROBES,

@@ -10,6 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from analysis.base.errors import UserError
 from analysis.experiments import observers as ob
+from analysis.statistics.agreement import cohens_kappa
 
 NAN = np.nan
 FIT = ["I ate an apple.", "We ate!", "I saw it."]
@@ -75,7 +76,7 @@ def test_a_first_guess_from_fewer_examples_does_not_change_the_fit():
 def test_a_fit_that_cannot_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(ob, "_MAX_STEPS", 2)
     features, rng = scaled(60, 40)
-    with pytest.raises(UserError, match="did not converge in 2 steps.*lower c, now 1000"):
+    with pytest.raises(ValueError, match="did not converge in 2 steps.*lower c, now 1000"):
         predict(features, rng.integers(0, 2, 60), c=1000.0)
 
 
@@ -201,21 +202,21 @@ def test_kappa_is_scikit_learns_along_the_last_axis():
     a = rng.integers(0, 2, (3, 4, 30))
     b = np.where(rng.random(a.shape) < 0.7, a, 1 - a)
     expected = [[cohen_kappa_score(a[i, j], b[i, j]) for j in range(4)] for i in range(3)]
-    np.testing.assert_allclose(ob.cohens_kappa(a, b), expected, atol=1e-12)
+    np.testing.assert_allclose(cohens_kappa(a, b), expected, atol=1e-12)
 
 
 def test_kappa_by_hand_with_missing_positions():
     # of 4 positions 3 agree; chance agrees in 1/2 * 1/4 + 1/2 * 3/4 = 1/2, so (3/4 - 1/2) / (1 - 1/2)
     a, b = np.array([1, 1, 0, 0, NAN, 1]), np.array([1, 0, 0, 0, 1, NAN])
-    assert ob.cohens_kappa(a, b) == pytest.approx(0.5)
-    assert ob.cohens_kappa(b, 1 - b) < 0 < ob.cohens_kappa(b, b) == 1
+    assert cohens_kappa(a, b) == pytest.approx(0.5)
+    assert cohens_kappa(b, 1 - b) < 0 < cohens_kappa(b, b) == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of scikit-learn, which agrees
 def test_kappa_is_nan_only_where_it_is_not_defined():
     ones, zeros, mixed = np.ones(4), np.zeros(4), np.array([0, 1, 0, 1])
-    assert np.isnan(ob.cohens_kappa(ones, ones)) and np.isnan(ob.cohens_kappa(ones, np.full(4, NAN)))
-    assert ob.cohens_kappa(ones, zeros) == ob.cohens_kappa(ones, mixed) == 0
+    assert np.isnan(cohens_kappa(ones, ones)) and np.isnan(cohens_kappa(ones, np.full(4, NAN)))
+    assert cohens_kappa(ones, zeros) == cohens_kappa(ones, mixed) == 0
     assert np.isnan(cohen_kappa_score(ones, ones))
     assert cohen_kappa_score(ones, zeros) == 0
 
@@ -245,14 +246,20 @@ EYE, MIXED = np.eye(4), np.array([0, 1, 0, 1])
         (lambda: ob.kernel(EYE * NAN, np.zeros(4), 1.0), "not all finite"),
         (lambda: ob.center_and_scale(EYE[0]), r"shape \(4,\)"),
         (lambda: ob.center_and_scale(EYE[:1]), "2 or more"),
-        (lambda: ob.center_and_scale(np.ones((3, 2))), "the same features"),
         (lambda: ob.word_kernel(["a b"], ["c d"]), "2 or more"),
-        (lambda: ob.word_kernel(["?"], ["!", "..."]), "no bag of words"),
-        (lambda: ob.cohens_kappa(MIXED, EYE), r"shapes \(4,\) and \(4, 4\)"),
-        (lambda: ob.cohens_kappa(1, 0), "shapes"),
-        (lambda: ob.cohens_kappa(MIXED, MIXED / 2), "0, 1 or NaN"),
+        (lambda: cohens_kappa(MIXED, EYE), r"shapes \(4,\) and \(4, 4\)"),
+        (lambda: cohens_kappa(1, 0), "shapes"),
+        (lambda: cohens_kappa(MIXED, MIXED / 2), "0, 1 or NaN"),
     ],
 )
 def test_bad_input_says_what_to_give(call, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         call()
+    assert not isinstance(caught.value, UserError)  # a slip in our code keeps its traceback
+
+
+def test_sentences_that_tell_nothing_are_the_users_error():
+    with pytest.raises(UserError, match="the same features"):
+        ob.center_and_scale(np.ones((3, 2)))
+    with pytest.raises(UserError, match="no bag of words"):
+        ob.word_kernel(["?"], ["!", "..."])

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from analysis import stats_fn as sf
-from analysis.base.errors import UserError
-from analysis.stats_fn import _dz
+from analysis.statistics.moments import dz_of, moments
+from analysis.statistics.signflips import sign_flip_ps
+from tests.plain_statistics import plain_effect, plain_sign_flip_p
 
 NAN = np.nan
 
@@ -14,6 +15,10 @@ NAN = np.nan
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def row_dz(x):
+    return dz_of(moments(x.reshape(len(x), -1)))
 
 
 def row_means(x):
@@ -82,8 +87,8 @@ def test_standard_error_of_d_is_the_spread_of_d_over_simulations(rng):
         lambda: sf.majority_baseline(np.full((2, 3), 2)),
     ],
 )
-def test_wrong_shapes_and_values_are_the_users_error(call):
-    with pytest.raises(UserError):
+def test_wrong_shapes_and_values_are_refused(call):
+    with pytest.raises(ValueError):
         call()
 
 
@@ -100,7 +105,7 @@ def test_bootstrap_ci_is_scipys_bca_interval(rng):
 def test_bootstrap_ci_covers_the_true_effect(rng):
     draws, hits = 300, 0
     for seed in range(draws):
-        low, high = sf.bootstrap_ci(_dz, rng.normal(0.5, 1, 60), n_boot=200, seed=seed)
+        low, high = sf.bootstrap_ci(row_dz, rng.normal(0.5, 1, 60), n_boot=200, seed=seed)
         hits += low <= 0.5 <= high
     # three binomial deviations, and the 2 % that 200 resamples of 60 values cost
     assert 0.93 - 3 * np.sqrt(0.95 * 0.05 / draws) <= hits / draws <= 0.99
@@ -139,8 +144,8 @@ def test_unequal_clusters_are_drawn_whole(rng):
 
 def test_bootstrap_ci_is_nan_with_one_sample_or_an_undefined_statistic():
     assert np.isnan(sf.bootstrap_ci(row_means, np.array([1.0]))).all()
-    assert np.isnan(sf.bootstrap_ci(_dz, np.array([1.0, 1.0, 1.0]))).all()
-    assert np.isnan(sf.bootstrap_ci(_dz, np.array([1.0, 2.0]))).all()  # half of the resamples do not vary
+    assert np.isnan(sf.bootstrap_ci(row_dz, np.array([1.0, 1.0, 1.0]))).all()
+    assert np.isnan(sf.bootstrap_ci(row_dz, np.array([1.0, 2.0]))).all()  # half of the resamples do not vary
 
 
 def test_bootstrap_ci_does_not_depend_on_how_it_is_chunked(rng, monkeypatch):
@@ -193,6 +198,17 @@ def test_sign_flip_p_is_scipys_permutation_test(rng, n):
     assert sf.sign_flip_p(diff) == pytest.approx(theirs.pvalue, abs=noise)
 
 
+def test_many_cells_have_the_p_of_each_whatever_is_missing_and_however_they_are_chunked(rng, monkeypatch):
+    diff = rng.normal(0.3, 1, (9, 16))
+    diff[:4, 5:] = NAN  # 5 differences: all patterns; 15 or 16: random ones
+    diff[4:7, 3] = NAN
+    diff[7] = NAN
+    expected = [plain_sign_flip_p(row, n_perm=500, seed=2) for row in diff]
+    np.testing.assert_array_equal(sign_flip_ps(diff, n_perm=500, seed=2), expected)
+    monkeypatch.setattr("analysis.statistics.signflips._CHUNK", 33)
+    np.testing.assert_array_equal(sign_flip_ps(diff, n_perm=500, seed=2), expected)
+
+
 def test_sign_flip_p_is_never_zero():
     assert sf.sign_flip_p(np.full(50, 1.0) + np.arange(50), n_perm=999) == 1 / 1000
 
@@ -211,6 +227,14 @@ def test_benjamini_hochberg_is_scipys_and_leaves_nan_out(rng):
 
 
 # ---------------------------------------------------------------- control
+
+
+def test_control_effect_is_one_cell_of_the_grid_with_missing_trials(rng):
+    high, low = rng.normal(0.5, 1, (9, 2)), rng.normal(size=(9, 2))
+    high[0, 1] = low[3] = NAN
+    effect, plain = sf.control_effect(high, low, n_boot=300), plain_effect(high, low, n_boot=300)
+    assert {name: getattr(effect, name) for name in plain} == pytest.approx(plain)
+    assert isinstance(effect.d, float) and isinstance(effect.n_trials, int)
 
 
 def test_control_effect_recovers_a_planted_effect(rng):

@@ -20,11 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy.linalg.lapack import dposv
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from analysis.base.errors import UserError
+from analysis.statistics.designs import fit_sizes as fit_sizes
 
 MEAN_SQUARE = 30.0
 """Mean squared length of a centred and scaled feature vector of the fitting sentences."""
@@ -37,7 +39,7 @@ _TOL = 1e-5
 # ---------------------------------------------------------------- inner products
 
 
-def center_and_scale(fitting: np.ndarray) -> tuple[np.ndarray, float]:
+def center_and_scale(fitting: Float[np.ndarray, "M D"]) -> tuple[Float[np.ndarray, " D"], float]:
     """Return the center and scale that ``kernel`` needs, from sentences that no experiment uses.
 
     After scaling, a feature vector has a mean squared length of ``MEAN_SQUARE`` = 30 whatever D is, and not
@@ -57,11 +59,12 @@ def center_and_scale(fitting: np.ndarray) -> tuple[np.ndarray, float]:
         (D,) float64 mean, and the number > 0 that the centred features are divided by.
 
     Raises:
-        UserError: not (M, D) finite numbers with M >= 2, or features that do not vary.
+        ValueError: not (M, D) finite numbers with M >= 2.
+        UserError: features that do not vary.
     """
     fitting = np.asarray(fitting, dtype=np.float64)
     if fitting.ndim != 2 or len(fitting) < 2 or not np.isfinite(fitting).all():
-        raise UserError(
+        raise ValueError(
             f"fitting features of shape {fitting.shape}: give (M, D) finite numbers of 2 or more sentences"
         )
     center = fitting.mean(axis=0)
@@ -72,7 +75,9 @@ def center_and_scale(fitting: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # not starved on a busy machine
-def kernel(features: np.ndarray, center: np.ndarray, scale: float) -> np.ndarray:
+def kernel(
+    features: Float[np.ndarray, "N D"], center: Float[np.ndarray, " D"], scale: float
+) -> Float[np.ndarray, "N N"]:
     """Return the inner products of the centred and scaled features of N sentences.
 
     Args:
@@ -83,20 +88,20 @@ def kernel(features: np.ndarray, center: np.ndarray, scale: float) -> np.ndarray
         (N, N) float64.
 
     Raises:
-        UserError: the shapes do not match, features are not finite, or the scale is not > 0.
+        ValueError: the shapes do not match, features are not finite, or the scale is not > 0.
     """
     features, center = (np.asarray(part, dtype=np.float64) for part in (features, center))
     if features.ndim != 2 or center.shape != features.shape[1:]:
-        raise UserError(f"features {features.shape} and center {center.shape}: give (N, D) and (D,)")
+        raise ValueError(f"features {features.shape} and center {center.shape}: give (N, D) and (D,)")
     if not (np.isfinite(scale) and scale > 0):
-        raise UserError(f"scale is {scale}: give a number > 0, such as center_and_scale returns")
+        raise ValueError(f"scale is {scale}: give a number > 0, such as center_and_scale returns")
     centred = (features - center) / scale
     if not np.isfinite(centred).all():
-        raise UserError(f"features of shape {features.shape} are not all finite: leave such sentences out")
+        raise ValueError(f"features of shape {features.shape} are not all finite: leave such sentences out")
     return centred @ centred.T
 
 
-def word_kernel(sentences: Sequence[str], fitting_sentences: Sequence[str]) -> np.ndarray:
+def word_kernel(sentences: Sequence[str], fitting_sentences: Sequence[str]) -> Float[np.ndarray, "N N"]:
     """Return the inner products of binary bags of words, scaled as ``center_and_scale`` does.
 
     The vocabulary is every lower-case word of both lists, since an observer can learn words from its examples
@@ -110,7 +115,8 @@ def word_kernel(sentences: Sequence[str], fitting_sentences: Sequence[str]) -> n
         (N, N) float64.
 
     Raises:
-        UserError: fewer than 2 fitting sentences, all of them with the same words, or no word at all.
+        ValueError: fewer than 2 fitting sentences.
+        UserError: all of them have the same words, or there is no word at all.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -124,15 +130,6 @@ def word_kernel(sentences: Sequence[str], fitting_sentences: Sequence[str]) -> n
 
 
 # ---------------------------------------------------------------- predictions
-
-
-def fit_sizes(n: int) -> list[int]:
-    """Return the numbers of examples below n that an observer is fitted on: 0, 1, 2, 3, 4, 6, 8, 11, 16 ...
-
-    Half powers of two, the first positions of ``report_effects.position_bins``: one fit predicts a bin.
-    """
-    growing = {round(2 ** (k / 2)) for k in range(2, 2 * max(n, 2).bit_length() + 2)}
-    return sorted(size for size in {0, 1, *growing} if size < n)
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # matrices this small are slowed down by threads
@@ -153,7 +150,7 @@ def same_n_predictions(gram: np.ndarray, labels: np.ndarray, c: float, starts: S
         (N,) float64 in [0, 1], no NaN.
 
     Raises:
-        UserError: wrong shapes or values, or a fit that did not converge.
+        ValueError: wrong shapes or values, or a fit that did not converge.
     """
     labels = _check(gram, labels, c, starts)
     p1 = np.empty(len(labels))
@@ -170,19 +167,19 @@ def same_n_predictions(gram: np.ndarray, labels: np.ndarray, c: float, starts: S
 
 
 def _check(gram: np.ndarray, labels: np.ndarray, c: float, starts: Sequence[int]) -> np.ndarray:
-    """Return the labels as int64, or raise UserError."""
+    """Return the labels as int64, or raise ValueError."""
     labels = np.asarray(labels)
     n = labels.size
     if labels.ndim != 1 or n == 0 or gram.shape != (n, n):
-        raise UserError(f"gram {gram.shape} and labels {labels.shape}: give (N, N) and (N,) with N >= 1")
+        raise ValueError(f"gram {gram.shape} and labels {labels.shape}: give (N, N) and (N,) with N >= 1")
     if not np.isin(labels, (0, 1)).all():
-        raise UserError(f"labels are {np.unique(labels)[:5].tolist()}: they must be 0 and 1")
+        raise ValueError(f"labels are {np.unique(labels)[:5].tolist()}: they must be 0 and 1")
     if not np.isfinite(gram).all():
-        raise UserError(f"gram of shape {gram.shape} is not finite: leave sentences without features out")
+        raise ValueError(f"gram of shape {gram.shape} is not finite: leave sentences without features out")
     if not (np.isfinite(c) and c > 0):
-        raise UserError(f"c is {c}: give a number > 0")
+        raise ValueError(f"c is {c}: give a number > 0")
     if list(starts) != sorted({0, *starts} & set(range(n))):
-        raise UserError(f"starts are {list(starts)}: give rising whole numbers from 0, all below {n}")
+        raise ValueError(f"starts are {list(starts)}: give rising whole numbers from 0, all below {n}")
     return labels.astype(np.int64)
 
 
@@ -195,8 +192,11 @@ class _Point:
     intercept: float
 
     def plus(self, step: _Point, size: float) -> _Point:
-        mine, other = (self.dual, self.field, self.intercept), (step.dual, step.field, step.intercept)
-        return _Point(*(a + size * b for a, b in zip(mine, other, strict=True)))
+        return _Point(
+            self.dual + size * step.dual,
+            self.field + size * step.field,
+            self.intercept + size * step.intercept,
+        )
 
     def loss(self, side: np.ndarray, c: float) -> float:
         margin = side * (self.field + self.intercept)
@@ -212,7 +212,7 @@ def _fit(
     at most exp(R), R the largest change of w x + b (Bach 2010), so that a step with R <= _TOL leaves an
     error of the order of R^2.
 
-    Raises UserError if none of the first _MAX_STEPS steps is that small.
+    Raises ValueError if none of the first _MAX_STEPS steps is that small.
     """
     side = 2.0 * labels - 1.0
     longest = np.sqrt(max(gram.diagonal().max(), 0.0))
@@ -228,7 +228,7 @@ def _fit(
             return point.dual + step.dual, point.intercept + step.intercept
         slope = (point.dual - pull) @ step.field - pull.sum() * step.intercept
         point, loss = _descend(point, step, slope, loss, side, c)
-    raise UserError(
+    raise ValueError(
         f"the observer's logistic regression on {len(labels)} examples did not converge in {_MAX_STEPS} "
         f"steps (the last one changed w x + b by {change:.1e}): lower c, now {c:g}"
     )
@@ -246,7 +246,7 @@ def _newton_step(gram: np.ndarray, point: _Point, pull: np.ndarray, weight: np.n
     wanted = root * (point.field + point.intercept) + pull / root
     _, solved, failed = dposv(system, np.column_stack([wanted, root]))
     if failed:
-        raise UserError(f"gram of {len(root)} examples is no matrix of inner products: use kernel()")
+        raise ValueError(f"gram of {len(root)} examples is no matrix of inner products: use kernel()")
     free, ones = root * solved[:, 0], root * solved[:, 1]
     intercept = free.sum() / ones.sum()
     dual = free - intercept * ones - point.dual
@@ -265,34 +265,3 @@ def _descend(
             break
         size /= 2
     return new, found
-
-
-# ---------------------------------------------------------------- agreement
-
-
-def cohens_kappa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Cohen's kappa of two 0/1 predictions, agreement beyond chance (Cohen 1960).
-
-    Args:
-        a, b: (..., N) 0 or 1; a position where either is NaN is left out.
-
-    Returns:
-        (...) float64, 1 for equal and 0 for unrelated predictions; NaN without a position, or if both
-        are constant and equal, so that chance alone agrees always.
-
-    Raises:
-        UserError: the shapes differ, there is no axis, or a value is not 0, 1 or NaN.
-    """
-    a, b = (np.asarray(part, dtype=np.float64) for part in (a, b))
-    if a.shape != b.shape or a.ndim == 0:
-        raise UserError(f"predictions have shapes {a.shape} and {b.shape}: give (..., N) twice")
-    if not all(np.isin(part[~np.isnan(part)], (0, 1)).all() for part in (a, b)):
-        raise UserError("predictions must be 0, 1 or NaN: compare probabilities with 0.5 first")
-    known = ~(np.isnan(a) | np.isnan(b))
-    n = known.sum(axis=-1)
-    ones_a, ones_b = (np.where(known, part, 0.0).sum(axis=-1) for part in (a, b))
-    equal = (known & (a == b)).sum(axis=-1)
-    # times n^2: whole numbers, so that 0 is exact
-    chance = ones_a * ones_b + (n - ones_a) * (n - ones_b)
-    beyond = np.asarray(n * n - chance, dtype=np.float64)
-    return np.divide(n * equal - chance, beyond, out=np.full(beyond.shape, np.nan), where=beyond > 0)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from analysis import stats_fn
-from analysis.statistics.grid import EffectGrid, bca_interval, combined_ci, effect_grid, times_drawn
-from analysis.statistics.resampling import mean_ci
+from analysis.statistics.grid import EffectGrid, combined_ci, effect_grid
+from analysis.statistics.resampling import bca_interval, mean_ci, times_drawn
 from analysis.tables.read import ControlData
 from analysis.tables.series import ControlSeries, axis_order
 

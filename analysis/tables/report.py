@@ -16,7 +16,8 @@ from scipy.special import expit, log_softmax
 from scipy.stats import rankdata
 
 from analysis import stats_fn
-from analysis.experiments.observers import cohens_kappa, fit_sizes
+from analysis.statistics.agreement import cohens_kappa
+from analysis.statistics.designs import fit_sizes
 from analysis.tables.control import mean_known, mean_over, with_q
 from analysis.tables.read import ReportData
 from analysis.tables.series import ReportSeries

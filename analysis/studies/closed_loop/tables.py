@@ -15,7 +15,8 @@ import numpy as np
 
 from analysis.experiments.study import Study
 from analysis.results.store import read
-from analysis.statistics.resampling import MeanCI, mean_ci, sign_flip_p
+from analysis.statistics.resampling import MeanCI, mean_ci
+from analysis.statistics.signflips import sign_flip_p
 from analysis.studies.closed_loop.experiment import loop_identity, loop_path
 from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.prompts import NO_SCORE

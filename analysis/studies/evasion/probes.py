@@ -25,8 +25,10 @@ from scipy.stats import bootstrap, rankdata
 from threadpoolctl import threadpool_limits
 
 from analysis.classifiers import AxisSet
-from analysis.statistics.resampling import bootstrap_ci, mean_ci, sign_flip_p
-from analysis.stats_fn import _ratio, benjamini_hochberg
+from analysis.statistics.moments import ratio
+from analysis.statistics.resampling import bootstrap_ci, mean_ci
+from analysis.statistics.signflips import sign_flip_p
+from analysis.stats_fn import benjamini_hochberg
 
 PROBES = ("lr axis", "logistic", "MLP")
 CONDITIONS = ("before", "neutral", "evasion", "amplification")
@@ -207,7 +209,7 @@ def _above(scores: np.ndarray, threshold: float) -> np.ndarray:
     """Return (E,) the share of an experiment's scores above the threshold, NaN left out."""
     flat = scores.reshape(len(scores), -1)
     known = np.isfinite(flat)
-    return _ratio((known & (flat > threshold)).sum(axis=1), known.sum(axis=1))
+    return ratio((known & (flat > threshold)).sum(axis=1), known.sum(axis=1))
 
 
 def original_rows(judged: Judged, seed: int = 0, n_boot: int = 1000) -> list[Row]:

@@ -18,6 +18,7 @@ from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
 from analysis.cli.script import script, setup_logging
 from analysis.results.store import Store
 from analysis.tables.text import interval, show_p, text_table, write_csv
+from configs.settings import MODES
 
 if TYPE_CHECKING:
     from analysis.pages.drawn import Drawn, Written
@@ -34,7 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = base_parser(__doc__)
     add_plot_flags(parser, KINDS, MAIN)
     parser.add_argument(
-        "--mode", choices=("both", "active", "inactive"), default="both",
+        "--mode", choices=("both", *MODES), default="both",
         help="active: the model writes; inactive: it reads a given sentence (default: %(default)s)",
     )  # fmt: skip
     return parser.parse_args(argv)

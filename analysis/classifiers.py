@@ -2,19 +2,13 @@
 
 Shape letters: N sentences that fit the axes, D hidden size, K axes, R rank of the centred data.
 
-    lr                logistic regression, points to label 1
-    meandiff          mean of label 1 minus mean of label 0
-    random<s>         isotropic random direction
-    lr_shuffled<s>    logistic regression on permuted labels, the control for overfitting
-    pc<k>             k-th principal component, from 1; its sign is arbitrary but reproducible
-
-Everything is fitted in float64 on one singular value decomposition and kept as float32.
+Which axes there are, and how they are called: analysis/axes/names.py. Everything is fitted in float64 on one
+singular value decomposition and kept as float32.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +17,21 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from analysis.axes.names import (
+    LR,
+    MEANDIFF,
+    RANDOM,
+    SHUFFLED,
+    family_of,
+    numbered,
+    pc,
+    pc_number,
+)
 from analysis.axes.solvers import logistic, mean_difference, svd_rotation
 from analysis.base.errors import UserError, unknown
 from analysis.base.seeds import generator
+from configs.settings import THRESHOLDS
 
-THRESHOLDS = ("median", "zero")
 MOST_WORKERS = 8
 """Layers fitted at the same time: each takes several times the memory of its hidden states."""
 
@@ -88,14 +92,14 @@ class AxisSet:
         """
         if name in self.names:
             return self.names.index(name)
-        others = [known for known in self.names if not _is_pc(known)]
+        others = [known for known in self.names if pc_number(known) is None]
         n_pc, rank = len(self.names) - len(others), len(self.variance_ratio)
-        if re.fullmatch(r"pc[1-9]\d*", name):
+        if pc_number(name):
             limit = f"the fitting data have rank {rank} (at most n_axis - 1 and the hidden size)"
             if n_pc < rank:
                 limit = f"max_pc keeps no more of {rank}; raise it and run main_prep.py --overwrite"
             raise UserError(f"no axis {name!r}: there are {n_pc} principal components, since {limit}")
-        raise unknown("axis", name, [*others, f"pc1..pc{n_pc}"], "analysis/classifiers.py")
+        raise unknown("axis", name, [*others, f"{pc(1)}..{pc(n_pc)}"], "analysis/axes/names.py")
 
     def threshold(self, name: str) -> float:
         """Return the score above which a sentence counts as label 1, in training deviations."""
@@ -204,14 +208,14 @@ def fit_axes(
     rotated, basis = svd_rotation(data, mean, layer)
     power = (rotated**2).sum(axis=0)
     features = rotated / np.sqrt(power.sum() / data.size)
-    vectors = {"lr": logistic(features, labels, lr_c, "lr", layer) @ basis}
-    vectors["meandiff"] = mean_difference(features, labels, "meandiff", layer) @ basis
+    vectors = {LR: logistic(features, labels, lr_c, LR, layer) @ basis}
+    vectors[MEANDIFF] = mean_difference(features, labels, MEANDIFF, layer) @ basis
     for s in range(n_random):
-        vectors[f"random{s}"] = generator(seed, "random", s, layer).standard_normal(data.shape[1])
+        vectors[numbered(RANDOM, s)] = generator(seed, RANDOM, s, layer).standard_normal(data.shape[1])
     for s in range(n_shuffled):
-        name, mixed = f"lr_shuffled{s}", generator(seed, "lr_shuffled", s, layer).permutation(labels)
+        name, mixed = numbered(SHUFFLED, s), generator(seed, SHUFFLED, s, layer).permutation(labels)
         vectors[name] = logistic(features, mixed, lr_c, name, layer) @ basis
-    vectors |= {f"pc{k}": vector for k, vector in enumerate(basis[:max_pc], start=1)}
+    vectors |= {pc(k): vector for k, vector in enumerate(basis[:max_pc], start=1)}
     return _finish(vectors, data, mean, labels, power / power.sum(), threshold, layer)
 
 
@@ -272,13 +276,10 @@ def _finish(
 def _accuracies(names: Sequence[str], above: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return, per axis but the PCs, the share of rows (N, K) that are above where the label (N,) is 1."""
     right = (above == (labels[:, None] == 1)).mean(axis=0)
-    return {name: float(share) for name, share in zip(names, right, strict=True) if not _is_pc(name)}
+    shares = zip(names, right, strict=True)
+    return {name: float(share) for name, share in shares if family_of(name).judged}
 
 
 def _project(hidden: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Return (N, K) float64; single precision would be dominated by the few huge coordinates of LLMs."""
     return (np.asarray(hidden, dtype=np.float64) - mean) @ directions.T.astype(np.float64)
-
-
-def _is_pc(name: str) -> bool:
-    return re.fullmatch(r"pc\d+", name) is not None

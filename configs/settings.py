@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.axes.names import PAPER_AXES, RANDOM, SHUFFLED, numbered
 from analysis.base.errors import UserError as UserError
 
 CONFIG_DIR = Path(__file__).resolve().parent
@@ -48,6 +49,13 @@ SELECTED_LAYERS: dict[str, tuple[int, ...]] = {
     "smollm2": (0, 7, 15, 22, 29),
 }
 
+ACTIVE, INACTIVE = MODES = ("active", "inactive")
+"""How a sentence comes about in control: the model writes it, or is given it to read."""
+LEVELS = (2, 4, 6, 8, 10)
+"""How many labels can be shown: low and high, or quantile levels."""
+THRESHOLDS = ("median", "zero")
+"""Where a score becomes label 1: the median of the fitting scores, or their mean."""
+
 MODEL_CONFIGS: dict[str, str] = {"smollm2": "cpu.yml"}
 """Models whose default sizes differ from the paper's: the embedded model is sized for two CPU cores."""
 
@@ -72,9 +80,9 @@ class Settings:
     """Axes ``random0``, ``random1``, ...: random directions."""
     n_shuffled: int = 1
     """Axes ``lr_shuffled0``, ...: logistic regressions on permuted labels."""
-    axes: tuple[str, ...] = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
+    axes: tuple[str, ...] = PAPER_AXES
     """Axes that neurofeedback.py trains the model on (the other scripts take --pc / --clf)."""
-    report_controls: tuple[str, ...] = ("lr_shuffled0", "random0")
+    report_controls: tuple[str, ...] = (numbered(SHUFFLED, 0), numbered(RANDOM, 0))
     """Report: axes that neurofeedback.py adds to ``axes``: what the report of no real axis is like."""
     layer: str = "middle"
     """Layers of the feedback: ``all``, ``middle``, ``selected`` or a list such as ``7,15``."""
@@ -84,7 +92,7 @@ class Settings:
     """Experiments when ``--*_exp_end`` is not given."""
     shots: tuple[int, ...] = (0, 2, 4, 8, 16, 32, 64, 128, 256)
     """Control: numbers of examples in context, nested within an experiment."""
-    modes: tuple[str, ...] = ("active", "inactive")
+    modes: tuple[str, ...] = MODES
     """Control: the model writes (``active``) or reads a given sentence (``inactive``)."""
     max_new_tokens: int = 50
     """Control: longest reply, in tokens."""
@@ -105,26 +113,16 @@ class Settings:
         return tuple(dict.fromkeys([*self.axes, *self.report_controls]))
 
     def __post_init__(self) -> None:
-        choices = {"threshold": ("median", "zero")}
-        for name, allowed in choices.items():
-            _check(getattr(self, name) in allowed, name, getattr(self, name), " or ".join(allowed))
-        known = [("active",), ("inactive",), ("active", "inactive"), ("inactive", "active")]
-        _check(self.modes in known, "modes", self.modes, "active, inactive, or both")
+        _check(self.threshold in THRESHOLDS, "threshold", self.threshold, " or ".join(THRESHOLDS))
+        _check(_some_of(self.modes, MODES), "modes", self.modes, f"{', '.join(MODES)}, or both")
         for name in ("n_axis", "n_trial", "n_experiments", "smoke_experiments", "max_new_tokens"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
         for name in ("n_random", "n_shuffled", "temperature", "max_pc", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _check(self.lr_c > 0, "lr_c", self.lr_c, "a number > 0")
         _check(self.report_examples >= 2, "report_examples", self.report_examples, "a number >= 2")
-        known_levels = (2, 4, 6, 8, 10)
-        _check(
-            bool(self.levels)
-            and set(self.levels) <= set(known_levels)
-            and len(set(self.levels)) == len(self.levels),
-            "levels",
-            self.levels,
-            f"different numbers out of {', '.join(map(str, known_levels))}",
-        )
+        allowed = f"different numbers out of {', '.join(map(str, LEVELS))}"
+        _check(_some_of(self.levels, LEVELS), "levels", self.levels, allowed)
         rising = all(a < b for a, b in zip(self.shots, self.shots[1:], strict=False))
         _check(
             bool(self.shots) and min(self.shots) >= 0 and rising,
@@ -145,6 +143,11 @@ _SHORT.maxstring = _SHORT.maxother = 80
 def _check(ok: bool, name: str, got: Any, allowed: str) -> None:
     if not ok:
         raise SettingError(f"setting {name} = {_SHORT.repr(got)}: must be {allowed} (configs/settings.py)")
+
+
+def _some_of(chosen: tuple[Any, ...], known: tuple[Any, ...]) -> bool:
+    """Return whether ``chosen`` are one or more of ``known``, each once."""
+    return bool(chosen) and set(chosen) <= set(known) and len(set(chosen)) == len(chosen)
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:

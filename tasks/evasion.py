@@ -35,7 +35,7 @@ from analysis.cli.script import script, setup_logging
 from analysis.results.claims import claim
 from analysis.results.store import Store, UnitKey, finished, read, write
 from configs.layers import choose_layers
-from configs.settings import as_plain
+from configs.settings import ACTIVE, INACTIVE, as_plain
 from utils import model_name
 
 if TYPE_CHECKING:
@@ -141,12 +141,12 @@ class Trials:
         for flip in (0, 1):
             for want in (0, 1):
                 target = want ^ flip ^ (not self.class_1_high)
-                trial = ControlTrial(plan.n_examples, bool(flip), target, "inactive")
+                trial = ControlTrial(plan.n_examples, bool(flip), target, INACTIVE)
                 for row in tests.ravel():
                     turns = control_turns(trial, study.prompts, [*examples, study.sentences[row]], labels)
                     encoded = prompter.encode(turns)
                     found.append(Request(encoded.ids, encoded.spans))
-                trial = ControlTrial(plan.n_examples, bool(flip), target, "active")
+                trial = ControlTrial(plan.n_examples, bool(flip), target, ACTIVE)
                 ids = prompter.encode(control_turns(trial, study.prompts, examples, labels), reply=True).ids
                 for i in range(plan.n_written):
                     seed = (*stream, flip, want, i)

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("base",),
+    ("base", "names"),
     ("configs",),
     ("utils",),
     ("data", "models", "prompts"),
@@ -32,12 +32,14 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )
 """The rooms from the ground up; a room may use those of the levels below it, not those beside it."""
 FIXED = {
+    "axes.names": "names",
     "process_hidden": "models",
     "process_prompts": "prompts",
     "classifiers": "axes",
     "stats_fn": "statistics",
 }
-"""Modules that stand beside the rooms of analysis/ -> the room that each is the face of."""
+"""Modules that stand beside the rooms of analysis/ -> the room that each is the face of; and one that stands
+in a room, but is a room of its own: what axes are called, which files and settings know too."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def room(module: str) -> str:
         return "base"
     if rest[0] == "studies":
         return ".".join(rest[:2])
-    return FIXED.get(rest[0], rest[0])
+    return FIXED.get(".".join(rest), rest[0])
 
 
 def modules(root: Path) -> dict[str, Path]:

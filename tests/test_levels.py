@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis.axes.ensemble import ENSEMBLE, fit_ensemble
+from analysis.axes.ensemble import fit_ensemble
 from analysis.axes.levels import level_cuts, to_levels
+from analysis.axes.names import ENSEMBLE
 from analysis.base.errors import UserError
 from analysis.experiments import preparation, runs, units
 from analysis.experiments import study as study_module

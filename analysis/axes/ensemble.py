@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ENSEMBLE = "lr_ensemble"
-
 
 @dataclass(frozen=True)
 class Ensemble:

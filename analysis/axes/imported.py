@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.axes.names import IMPORTED, examples, split_name
 from analysis.axes.read import load_axes
 from analysis.base.errors import UserError
 from analysis.base.seeds import fingerprint
@@ -15,7 +16,6 @@ from analysis.classifiers import AxisSet
 from analysis.results.store import Store, read, write
 
 _NAME = re.compile(r"[a-z][a-z_]*\d*")
-_FITTED = re.compile(r"lr|meandiff|lr_ensemble|pc\d+|(random|lr_shuffled)\d+")
 
 
 def add_axis(store: Store, name: str, vectors: Mapping[int, np.ndarray]) -> None:
@@ -33,10 +33,10 @@ def add_axis(store: Store, name: str, vectors: Mapping[int, np.ndarray]) -> None
         UserError: no preparation, a name that does not fit or is taken by a fitted axis, a layer or hidden
             size that the model does not have, or a vector along which sentences do not vary.
     """
-    if not _NAME.fullmatch(name) or _FITTED.fullmatch(name):
+    if not _NAME.fullmatch(name) or split_name(name)[0] != IMPORTED:
         raise UserError(
             f"axis name {name!r}: give small letters and underscores, then digits if any, and no name of a "
-            "fitted axis (lr, meandiff, pc1, random0, lr_shuffled0, lr_ensemble)"
+            f"fitted axis ({', '.join(examples())})"
         )
     known = store.layers()
     wrong = sorted(set(vectors) - set(known))

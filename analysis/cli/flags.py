@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from analysis.axes.names import LR, examples, pc
 from analysis.base.errors import UserError
 from analysis.base.processes import own_device
 from analysis.results.store import Store
-from configs.settings import MODEL_ALIASES, Settings, load_settings, setting_names
+from configs.settings import LEVELS, MODEL_ALIASES, Settings, load_settings, setting_names
 
 
 def base_parser(doc: str | None, *, model_flag: bool = True) -> argparse.ArgumentParser:
@@ -100,9 +101,7 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pc", type=positive, nargs="+", default=[], help="principal components, such as --pc 1 2 4"
     )
-    parser.add_argument(
-        "--clf", nargs="+", default=[], help="axes by name: lr, meandiff, random0, lr_shuffled0, lr_ensemble"
-    )
+    parser.add_argument("--clf", nargs="+", default=[], help=f"axes by name: {', '.join(examples())}")
     parser.add_argument(
         "--layer", default=argparse.SUPPRESS,
         help="all, middle, selected, or numbers such as 7,15; layer 0 is the output of the first block",
@@ -114,14 +113,15 @@ def add_levels_flag(parser: argparse.ArgumentParser) -> None:
     """Add --levels."""
     parser.add_argument(
         "--levels", type=int, nargs="+", default=argparse.SUPPRESS,
-        help="labels shown: 2 (low, high), 4, 6, 8 or 10 quantile levels; several: a grid each (default: 2)",
+        help=f"labels shown, of {', '.join(map(str, LEVELS))}: 2 are low and high, more are quantile levels; "
+        "several: a grid each (default: 2)",
     )  # fmt: skip
 
 
 def chosen_axes(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the axes asked for with --clf and --pc; ``lr`` when neither is given."""
-    names = (*args.clf, *(f"pc{k}" for k in args.pc))
-    return tuple(dict.fromkeys(names)) or ("lr",)
+    names = (*args.clf, *map(pc, args.pc))
+    return tuple(dict.fromkeys(names)) or (LR,)
 
 
 def settings_from(args: argparse.Namespace, model: str) -> Settings:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.axes.ensemble import ENSEMBLE
+from analysis.axes.names import ENSEMBLE, LR
 from analysis.base.errors import UserError
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
@@ -29,7 +29,7 @@ from analysis.experiments.trials import ControlTrial, control_trials, control_tu
 from analysis.experiments.units import check_fits, read_counted, unit_identity
 from analysis.process_prompts import Prompter
 from analysis.results.store import UnitKey
-from configs.settings import Settings
+from configs.settings import ACTIVE, Settings
 from utils import LoadedModel
 
 _SETTINGS = ("shots", "modes", "max_new_tokens", "temperature")
@@ -70,8 +70,8 @@ class Control:
         for mode, levels in itertools.product(self.settings.modes, self.settings.levels):
             trial = ControlTrial(n, False, levels - 1, mode, levels)
             turns = control_turns(trial, self.study.prompts, sentences, [0] * len(sentences))
-            reply = self.settings.max_new_tokens if mode == "active" else 0
-            lengths.append(len(self.prompter.encode(turns, reply=mode == "active").ids) + reply)
+            reply = self.settings.max_new_tokens if mode == ACTIVE else 0
+            lengths.append(len(self.prompter.encode(turns, reply=mode == ACTIVE).ids) + reply)
         return max(lengths)
 
     def unit(self, key: UnitKey) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Control:
         self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]
     ) -> Request:
         """Return what the engine is to do for one trial."""
-        active = trial.mode == "active"
+        active = trial.mode == ACTIVE
         turns = control_turns(trial, self.study.prompts, sentences, labels)
         encoded = self.prompter.encode(turns, reply=active)
         return Request(encoded.ids, encoded.spans, reply=self.sampling(key, trial) if active else None)
@@ -142,14 +142,14 @@ class Control:
             scores (NaN for lr_ensemble, which has no direction).
         """
         axes, layers = self.study.axes(key.layer), self.study.layers
-        own = "lr" if key.axis == ENSEMBLE else key.axis
+        own = LR if key.axis == ENSEMBLE else key.axis
         by_layer, members, projection = (
             np.full((len(pooled), len(layers)), np.nan, np.float32) for _ in range(3)
         )
         for slot, layer in enumerate(layers):
             here = self.study.axes(layer)
             by_layer[:, slot] = self.study.turn(layer, key) * here.score(pooled[:, slot], own)
-            members[:, slot] = here.score(pooled[:, slot], "lr")
+            members[:, slot] = here.score(pooled[:, slot], LR)
             if key.axis != ENSEMBLE:
                 k = axes.index(key.axis)
                 moved = pooled[:, slot].astype(np.float64) - here.mean

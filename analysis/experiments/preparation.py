@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.axes.names import family_of
 from analysis.base.errors import UserError
 from analysis.base.progress import bar
 from analysis.base.seeds import fingerprint
@@ -224,7 +225,7 @@ def _accuracies(axes: AxisSet, scores: np.ndarray, split: Split) -> dict[str, tu
     """Return {axis: (fitting, held-out accuracy)} of score > threshold against the label, for class axes."""
     found = {}
     for k, name in enumerate(axes.names):
-        if not name.startswith("pc"):
+        if family_of(name).judged:
             right = (scores[:, k] > axes.thresholds[k]) == split.dataset.labels
             found[name] = (float(right[split.axis_rows].mean()), float(right[split.trial_rows].mean()))
     return found

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.axes.ensemble import ENSEMBLE, Ensemble, fit_ensemble
+from analysis.axes.ensemble import Ensemble, fit_ensemble
 from analysis.axes.levels import level_cuts, to_levels
+from analysis.axes.names import ENSEMBLE, LR, pc_number
 from analysis.axes.read import load_axes
 from analysis.base.errors import UserError
 from analysis.classifiers import AxisSet
@@ -60,7 +61,7 @@ class Study:
 
     def turn(self, layer: int, key: UnitKey) -> int:
         """Return -1 for a principal component whose arbitrary sign is against the target layer's, or 1."""
-        if not key.axis.startswith("pc") or key.axis not in self.axes(layer).names:
+        if pc_number(key.axis) is None or key.axis not in self.axes(layer).names:
             return 1
         here, target = (self.scores(at, key.axis)[self.axis_rows] for at in (layer, key.layer))
         return -1 if (here - here.mean()) @ (target - target.mean()) < 0 else 1
@@ -72,7 +73,7 @@ class Study:
     @cached_property
     def ensemble(self) -> Ensemble:
         """``lr_ensemble``, made of the ``lr`` axes of all layers."""
-        by_layer = np.stack([self.scores(layer, "lr") for layer in self.layers], axis=1)
+        by_layer = np.stack([self.scores(layer, LR) for layer in self.layers], axis=1)
         return fit_ensemble(by_layer, self.axis_rows, self.settings.threshold)
 
     def _load(self, layer: int) -> tuple[AxisSet, dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 from analysis.base.errors import UserError
 from analysis.base.seeds import generator
 from analysis.process_prompts import Prompts, Turn, sentence_turn, shown_turn
+from configs.settings import ACTIVE, INACTIVE
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def control_turns(
     shown = mirrored(labels, trial.levels) if trial.flip else labels
     turns += _examples(prompts, sentences[: trial.n], shown, mark_labels=False)
     request = prompts.control_request.format(target=trial.target)
-    how = prompts.control_active if trial.mode == "active" else prompts.control_inactive
+    how = prompts.control_active if trial.mode == ACTIVE else prompts.control_inactive
     turns.append(Turn("user", f"{request} {how}"))
-    if trial.mode == "inactive":
+    if trial.mode == INACTIVE:
         turns.append(sentence_turn(sentences[trial.n]))
     return turns
 

@@ -27,7 +27,7 @@ from analysis.experiments.preparation import BYTES_AT_ONCE
 from analysis.experiments.trials import axis_turns, control_trials, control_turns, draw_order, report_turns
 from analysis.models.shape import Shape
 from analysis.process_prompts import Prompter, Prompts, load_prompts
-from configs.settings import Settings
+from configs.settings import ACTIVE, Settings
 from data.load import Split, load_dataset
 from utils import model_name
 
@@ -179,7 +179,7 @@ def control_requests(texts: Texts, exp: int, levels: int = 2) -> list[Request]:
     requests = []
     for trial in control_trials(settings.shots, settings.modes, levels):
         turns = control_turns(trial, texts.prompts, sentences, labels)
-        reply = Sampling(settings.max_new_tokens) if trial.mode == "active" else None
+        reply = Sampling(settings.max_new_tokens) if trial.mode == ACTIVE else None
         encoded = texts.prompter.encode(turns, reply=reply is not None)
         requests.append(Request(encoded.ids, encoded.spans, reply=reply))
     return requests

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
 
+from analysis.axes.names import LR, pc
 from analysis.figures.style import (
     GREY,
     canvas,
@@ -65,12 +66,12 @@ def _spectrum(ax: Axes, ratios: np.ndarray, shares: Mapping[str, float], names: 
     for i, name in enumerate(names):  # also without a value, so that every panel has the same key
         share, dash = shares.get(name, np.nan), _DASHES[i % len(_DASHES)]
         ax.axhline(share, color=colour(name, names), linewidth=0.9, linestyle=dash, zorder=1.5, label=name)
-    rank = _same_variance(ratios, shares.get("lr", np.nan))
+    rank = _same_variance(ratios, shares.get(LR, np.nan))
     if np.isfinite(rank):
-        hue = colour("lr", names)
-        ax.plot(rank, shares["lr"], color=hue, marker=marker("lr"), markersize=4, linestyle="")
+        hue = colour(LR, names)
+        ax.plot(rank, shares[LR], color=hue, marker=marker(LR), markersize=4, linestyle="")
         # beside the title, since lines of other axes may lie all around the point
-        ax.set_title(f"lr \u2248 PC {round(rank)}", loc="right", fontsize=6.5, color=hue)
+        ax.set_title(f"{LR} \u2248 PC {round(rank)}", loc="right", fontsize=6.5, color=hue)
 
 
 def _same_variance(ratios: np.ndarray, share: float) -> float:
@@ -122,7 +123,7 @@ def plot_cosines(
     direct_labels(left, [*ends, (float(layers[-1]), chance, "random", GREY)])
 
     within = {f"first {k} PC{'s' * (k > 1)}": values for k, values in captured.items()}
-    ends = _lines(right, layers, within, [f"pc{k}" for k in captured])
+    ends = _lines(right, layers, within, [*map(pc, captured)])
     right.set_ylabel("share of the LR axis (length\u00b2)")
     right.set_ylim(0, 1.02)
     direct_labels(right, ends)

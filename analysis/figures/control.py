@@ -26,9 +26,10 @@ from analysis.figures.style import (
     shots_axis,
     styled,
 )
+from configs.settings import ACTIVE, INACTIVE
 
 EFFECT = "control effect (Cohen's d)"
-MODE_TITLES = {"active": "active: the model writes", "inactive": "inactive: the model reads"}
+MODE_TITLES = {ACTIVE: "active: the model writes", INACTIVE: "inactive: the model reads"}
 Panels = Mapping[str, Mapping[str, Curve]]
 """mode -> axis -> curve"""
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from scipy.stats import binomtest
 
+from analysis.axes.names import LR, pc
 from analysis.figures.style import (
     GREY,
     Curve,
@@ -30,6 +31,8 @@ METRICS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy (nats)"}
 CHANCE = {"accuracy": 0.5, "cross_entropy": LN2}
 DASHES = {"majority": "--", "activations": "-.", "embeddings": ":", "words": (0, (1, 1, 4, 1))}
 """Baseline -> how its grey line is dashed."""
+_TOGETHER = (1, 2, 8, 32, 128, 512)
+"""Numbers of leading principal components whose variance is added up in a figure over layers."""
 
 
 @styled
@@ -163,20 +166,16 @@ def _variance_panel(ax: Axes, layers: Sequence[int], variance: np.ndarray) -> No
     ax.set_ylabel("variance explained")
     ax.set_ylim(0, 1.02)
     if len(layers) == 1:
-        ax.plot(np.arange(1, total.shape[1] + 1), total[0], color=colour("lr"))
+        ax.plot(np.arange(1, total.shape[1] + 1), total[0], color=colour(LR))
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_xlabel("first k principal components")
         return
-    shown = [k for k in (1, 2, 8, 32, 128, 512) if k <= total.shape[1]]
+    shown = [k for k in _TOGETHER if k <= total.shape[1]]
     for k in shown:
-        ax.plot(layers, total[:, k - 1], color=colour(_pc(k)), label=f"{k}")
+        ax.plot(layers, total[:, k - 1], color=colour(pc(k)), label=f"{k}")
     layer_axis(ax, layers)
     ends = [
-        (float(layers[-1]), float(total[-1, k - 1]), f"{k} PC{'s' * (k > 1)}", colour(_pc(k))) for k in shown
+        (float(layers[-1]), float(total[-1, k - 1]), f"{k} PC{'s' * (k > 1)}", colour(pc(k))) for k in shown
     ]
     direct_labels(ax, ends)
-
-
-def _pc(k: int) -> str:
-    return f"pc{k}"

@@ -22,8 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.optimize import isotonic_regression
 
+from analysis.axes.names import PAPER_AXES, axis_order
 from analysis.base.files import save_bytes
-from analysis.tables.series import axis_order
 
 FORMATS = ("png", "pdf", "svg")
 WIDTH = 7.0
@@ -35,7 +35,6 @@ HIGH, LOW = "#D55E00", "#0072B2"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 """Okabe and Ito's colour-blind safe palette; its yellow, too pale for a line on white, became grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_FIXED = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
 _STYLE: dict[str, Any] = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "figure.titlesize": 9, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False,
@@ -98,10 +97,10 @@ def marker(axis: str, among: Sequence[str] = ()) -> str:
 
 
 def _slot(axis: str, among: Sequence[str]) -> int:
-    if axis in _FIXED:
-        return _FIXED.index(axis)
-    free = [i for i, name in enumerate(_FIXED) if name not in among] or [len(_FIXED) - 1]
-    others = sorted((name for name in {axis, *among} if name not in _FIXED), key=axis_order)
+    if axis in PAPER_AXES:
+        return PAPER_AXES.index(axis)
+    free = [i for i, name in enumerate(PAPER_AXES) if name not in among] or [len(PAPER_AXES) - 1]
+    others = sorted((name for name in {axis, *among} if name not in PAPER_AXES), key=axis_order)
     return free[::-1][others.index(axis) % len(free)]
 
 

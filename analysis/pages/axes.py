@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from analysis.axes.names import LR, MEANDIFF, RANDOM, SHOWN_PCS, axis_order, numbered, pc
 from analysis.figures import axes as figures_axes
 from analysis.figures import report
 from analysis.pages.drawn import Drawn
 from analysis.results.store import Store
 from analysis.tables.read import read_axes, read_split
-from analysis.tables.series import SHOWN_PCS, axis_order
 from configs.layers import selected_layers
 
 GROUP = "axes"
-MARKED = ("lr", "meandiff", "random0")
+MARKED = (LR, MEANDIFF, numbered(RANDOM, 0))
 """Axes whose share of the variance is marked among the PCs."""
 
 
@@ -55,14 +55,14 @@ def load_axes(store: Store) -> AxesData:
 
 def _geometry(record: Mapping[str, Any]) -> dict[str, Any]:
     names, scales = list(record["names"]), record["scales"].astype(float)
-    pcs = [names.index(f"pc{k}") for k in range(1, len(names) + 1) if f"pc{k}" in names]
+    pcs = [names.index(pc(k)) for k in range(1, len(names) + 1) if pc(k) in names]
     total = scales[pcs[0]] ** 2 / record["variance_ratio"][0] if pcs else np.nan
     directions = record["directions"].astype(float)
     return {
         "accuracy": {name: pair[1] for name, pair in record["accuracy"].items()},
         "variance": record["variance_ratio"],
         "shares": {name: scales[names.index(name)] ** 2 / total for name in MARKED if name in names},
-        "cosines": directions[pcs] @ directions[names.index("lr")] if "lr" in names else np.empty(0),
+        "cosines": directions[pcs] @ directions[names.index(LR)] if LR in names else np.empty(0),
         "hidden_size": directions.shape[1],
     }
 
@@ -132,22 +132,22 @@ def _variance(store: Store, data: AxesData, where: str) -> Drawn:
 
 
 def _shown(ratios: np.ndarray) -> dict[str, float]:
-    return {f"pc{k}": float(ratios[k - 1]) for k in SHOWN_PCS if k <= len(ratios)}
+    return {pc(k): float(ratios[k - 1]) for k in SHOWN_PCS if k <= len(ratios)}
 
 
 def _cosines(data: AxesData, where: str) -> Drawn:
     shown = [k for k in SHOWN_PCS if k <= data.cosines.shape[1]]
-    cosines = {f"pc{k}": np.abs(data.cosines[:, k - 1]) for k in shown}
+    cosines = {pc(k): np.abs(data.cosines[:, k - 1]) for k in shown}
     captured = {k: (data.cosines[:, :k] ** 2).sum(axis=1) for k in shown}
     chance = float(np.sqrt(2 / (np.pi * data.hidden_size)))
     note = "One fit per layer, so no interval. Dashed: expected of a random direction. Right: R^2 of LR."
     title = f"Where LR lies among the principal components ({where})"
     figure = figures_axes.plot_cosines(data.layers, cosines, captured, chance, title, note)
     rows = [
-        {"metric": metric, "axis": "lr", "affected": name, "layer": layer, "value": float(value)}
+        {"metric": metric, "axis": LR, "affected": name, "layer": layer, "value": float(value)}
         for metric, lines in (
             ("abs_cosine", cosines),
-            ("captured", {f"pc{k}": v for k, v in captured.items()}),
+            ("captured", {pc(k): v for k, v in captured.items()}),
         )
         for name, values in lines.items()
         for layer, value in zip(data.layers, values, strict=True)

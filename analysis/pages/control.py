@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.axes.ensemble import ENSEMBLE
+from analysis.axes.names import ENSEMBLE
 from analysis.figures import control as figures_control
 from analysis.figures import control_detail
 from analysis.figures.style import Curve, count
@@ -25,7 +25,8 @@ from analysis.pages.drawn import (
 from analysis.results.store import Store
 from analysis.tables import control as control_tables
 from analysis.tables.read import ControlData
-from analysis.tables.series import MODES, ControlSeries
+from analysis.tables.series import ControlSeries
+from configs.settings import MODES
 
 Row = dict[str, Any]
 

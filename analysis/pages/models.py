@@ -14,7 +14,7 @@ from analysis.results.store import Store
 from analysis.tables import control as control_tables
 from analysis.tables import read as tables_read
 from analysis.tables import report as report_tables
-from analysis.tables.series import MODES
+from configs.settings import MODES
 
 Row = dict[str, Any]
 GROUP = "several models"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.axes.names import family_of
 from analysis.figures import levels as level_figures
 from analysis.figures import models, report
 from analysis.figures.style import Curve, count
@@ -28,8 +29,6 @@ SOURCES = {
     "majority": "majority",
 }
 """Column of the report table -> what answers."""
-CONTROLS = ("random", "lr_shuffled")
-"""How the names of axes begin that show what is found without a real axis."""
 
 
 def report_figures(
@@ -244,7 +243,7 @@ def source_numbers(rows: Sequence[Row]) -> list[Row]:
 
 def baselines(found: Mapping[str, Curves]) -> tuple[dict[str, Curve], dict[str, Curve]]:
     """Return the baselines' curves of accuracy and of cross-entropy, the mean over axes but controls."""
-    real = [curves for axis, curves in found.items() if not axis.startswith(CONTROLS)] or list(found.values())
+    real = [curves for axis, curves in found.items() if not family_of(axis).control] or list(found.values())
     longest = max((curves["shown"] for curves in real), key=len)
     same = [curves for curves in real if len(curves["shown"]) == len(longest)]
 

@@ -17,6 +17,7 @@ from analysis.tables.findings import control_findings, report_findings
 from analysis.tables.read import ControlData
 from analysis.tables.series import ControlSeries
 from analysis.tables.text import interval, show, show_p
+from configs.settings import ACTIVE
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def collect_examples(data: ControlData, limit: int = 6) -> list[dict[str, Any]]:
     Returns:
         Dicts with want (``high`` or ``low``), axis, layer, exp, flipped, n, score, text, copy_rate, cut.
     """
-    active = [series for series in data.series if "active" in series.modes]
+    active = [series for series in data.series if ACTIVE in series.modes]
     found: list[dict[str, Any]] = []
     for want, name in ((1, "high"), (0, "low")):
         queues = [_replies(series, want, name) for series in active]
@@ -134,7 +135,7 @@ def collect_examples(data: ControlData, limit: int = 6) -> list[dict[str, Any]]:
 
 def _replies(series: ControlSeries, want: int, name: str) -> list[dict[str, Any]]:
     """Return a series' replies at its largest N in the order of experiments."""
-    m, last = series.modes.index("active"), len(series.shots) - 1
+    m, last = series.modes.index(ACTIVE), len(series.shots) - 1
     found = []
     for e, flip in np.ndindex(len(series.exps), 2):
         cell = (e, last, m, flip, want)

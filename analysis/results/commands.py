@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.axes.names import LR, pc_number
 from analysis.base.errors import UserError
 from analysis.results.store import Store, UnitKey, read, unit_key
 
@@ -14,7 +15,7 @@ SCRIPTS = {"imit": "main_imitexp.py", "pred": "main_predexp.py"}
 NOUNS = {"imit": "control", "pred": "report"}
 
 
-def command(store: Store, kind: str | None = None, axis: str = "lr", layer: int | None = None) -> str:
+def command(store: Store, kind: str | None = None, axis: str = LR, layer: int | None = None) -> str:
     """Return the command line that makes runs of ``kind``, or without it the axes."""
     words = ["python", SCRIPTS[kind] if kind else "main_prep.py"]
     reader, _, source = store.model.partition("_from_")
@@ -24,8 +25,8 @@ def command(store: Store, kind: str | None = None, axis: str = "lr", layer: int 
     if str(store.root) != "results":
         words += ["--results", str(store.root)]
     if kind:
-        is_pc = axis.startswith("pc") and axis[2:].isdigit()
-        words += ["--pc", axis[2:]] if is_pc else ["--clf", axis]
+        k = pc_number(axis)
+        words += ["--clf", axis] if k is None else ["--pc", str(k)]
         words += ["--layer", "middle" if layer is None else str(layer), f"--{kind}_exp_end", "-1"]
     return shlex.join(words) + store.flags
 
@@ -47,7 +48,7 @@ def no_runs(
     where = "" if layer is None else f" at layer {layer}"
     return UserError(
         f"there are no {NOUNS[kind]} runs{what}{where} in {store.folder} (there: {have}): "
-        f"run `{command(store, kind, axis or 'lr', layer)}`"
+        f"run `{command(store, kind, axis or LR, layer)}`"
     )
 
 

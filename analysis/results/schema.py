@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from analysis.base.files import DamagedFile
+from configs.settings import LEVELS, MODES
 
-MODES, LEVELS = ("active", "inactive"), (2, 4, 6, 8, 10)
 CONTROL = {  # key: kinds of dtype, letters of the shape
     "n": ("iu", "T"), "flip": ("b", "T"), "target": ("iu", "T"), "want": ("iu", "T"), "cut": ("b", "T"),
     "empty": ("b", "T"), "copy_rate": ("f", "T"), "scores": ("f", "TK"), "layers": ("iu", "L"),
@@ -131,7 +131,7 @@ def _control(checks: _Checks, key: Any) -> None:
     checks.arrays(CONTROL)
     checks.texts(CONTROL_TEXTS)
     checks.need(checks.sizes["T"] > 0 and checks.sizes["L"] > 0, "it has no trials or no layers")
-    checks.need(set(record["mode"]) <= set(MODES), "mode is not active or inactive")
+    checks.need(set(record["mode"]) <= set(MODES), f"mode is not {' or '.join(MODES)}")
     checks.need(
         np.isin(record["want"], (0, 1)).all() and (record["n"] >= 0).all(), "want or n is out of range"
     )

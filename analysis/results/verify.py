@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.axes.names import axis_order
 from analysis.base.errors import UserError
 from analysis.base.files import DamagedFile
 from analysis.results.claims import claim, describe, is_dead
@@ -22,7 +23,6 @@ from analysis.results.commands import NOUNS, command, levels_flag, store_of
 from analysis.results.schema import check_unit
 from analysis.results.store import KINDS, Store, UnitKey, read, unit_key
 from analysis.tables.read import PER_UNIT
-from analysis.tables.series import axis_order
 
 _PREPARED = re.compile(r"(hidden|axes|hidden_(mean|last|each))_layer(\d+)\.pkl")
 SHOWN = 5

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from analysis import stats_fn
+from analysis.axes.names import LR, axis_order, pc, pc_number
 from analysis.statistics.grid import EffectGrid, combined_ci, effect_grid
 from analysis.statistics.resampling import bca_interval, mean_ci, times_drawn
 from analysis.tables.read import ControlData
-from analysis.tables.series import ControlSeries, axis_order
+from analysis.tables.series import ControlSeries
 
 Row = dict[str, Any]
 EFFECT_FIELDS = ("d", "d_low", "d_high", "d_se", "dz", "dz_low", "dz_high", "p")
-GROUPS = {"LR": ("lr",), "early PCs": ("pc1", "pc2", "pc4", "pc8"), "late PCs": ("pc32", "pc128", "pc512")}
+GROUPS = {"LR": (LR,), "early PCs": (*map(pc, (1, 2, 4, 8)),), "late PCs": (*map(pc, (32, 128, 512)),)}
 """Axes whose effects are averaged in the figure over layers."""
 
 
@@ -112,7 +113,7 @@ def precision_rows(series: ControlSeries, mode: str, seed: int = 0) -> list[Row]
     close to ``lr`` (meandiff, lr_ensemble) or not of the model's making (random, lr_shuffled). ``without
     target`` leaves the targeted axis out of the mean, ``with target`` includes it.
     """
-    names = [name for name in series.affected if name == "lr" or name.startswith("pc")]
+    names = [name for name in series.affected if name == LR or pc_number(name) is not None]
     names = [series.axis, *(name for name in names if name != series.axis)]
     columns = [series.affected.index(name) for name in names]
     scores = series.scores[:, -1, series.modes.index(mode)][..., columns]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.tables.text import interval, show_p
+from configs.settings import ACTIVE
 
 Row = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def control_findings(rows: Sequence[Row]) -> list[str]:
 
 def control_sentence(row: Row, tests: int) -> str:
     """Return one effect in words."""
-    what = "writing (active)" if row["mode"] == "active" else "reading a given sentence (inactive)"
+    what = "writing (active)" if row["mode"] == ACTIVE else "reading a given sentence (inactive)"
     start = (
         f"Control of {row['axis']} at {_place(row)} by {what}, N = {row['n']}: d = "
         f"{interval(row, 'd')}, {row['experiments']} experiments"
@@ -155,7 +156,7 @@ def _zero_shot(rows: Sequence[Row]) -> list[str]:
 
 
 def _replies(rows: Sequence[Row]) -> list[str]:
-    active = [row for row in rows if row["mode"] == "active"]
+    active = [row for row in rows if row["mode"] == ACTIVE]
     recorded, empty, cut = (sum(row[name] for row in active) for name in ("recorded", "empty", "cut"))
     found = []
     if recorded:

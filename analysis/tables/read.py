@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.axes.ensemble import ENSEMBLE, fit_ensemble
+from analysis.axes.ensemble import fit_ensemble
+from analysis.axes.names import ENSEMBLE, LR, axis_order
 from analysis.base.errors import UserError, unknown
 from analysis.results import store as results
 from analysis.results.commands import no_axes, no_runs
@@ -23,7 +24,6 @@ from analysis.tables.series import (
     ControlSeries,
     Records,
     ReportSeries,
-    axis_order,
     control_series,
     report_series,
 )
@@ -187,7 +187,7 @@ def _original_scores(store: Store, series: Iterable[ControlSeries]) -> dict[tupl
     members = [s.layer for s in series if s.axis == ENSEMBLE]
     if members:
         by_layer = [read_axes(store, layer) for layer in store.layers()]
-        scores = np.stack([a["scores"][:, a["names"].index("lr")] for a in by_layer], axis=1)
+        scores = np.stack([a["scores"][:, a["names"].index(LR)] for a in by_layer], axis=1)
         ensemble = fit_ensemble(scores, split["axis_rows"], by_layer[0]["meta"]["identity"]["threshold"])
         found |= {(ENSEMBLE, layer): ensemble.scores[rows] for layer in members}
     return found

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
+from analysis.axes.names import SHOWN_PCS, axis_order, pc_number
 from analysis.base.errors import UserError
 from analysis.results.store import Store, UnitKey
+from configs.settings import MODES
 
-MODES = ("active", "inactive")
-SHOWN_PCS = (1, 2, 4, 8, 32, 128, 512)
-"""Principal components that are kept as affected axes, besides those that were targeted."""
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -104,16 +103,6 @@ class ReportSeries:
         return upper * (2 * self.sides - 1)[:, None]
 
 
-def axis_order(name: str) -> tuple[int, int, str]:
-    """Sort key: lr, meandiff, the PCs by number, then the rest by name."""
-    first = {"lr": 0, "meandiff": 1}
-    if name in first:
-        return (first[name], 0, name)
-    if name.startswith("pc") and name[2:].isdigit():
-        return (2, int(name[2:]), name)
-    return (3, 0, name)
-
-
 # ---------------------------------------------------------------- arrays
 
 
@@ -157,8 +146,7 @@ def control_series(
 
 def _is_shown(name: str, targeted: Collection[str]) -> bool:
     """Return whether an affected axis is kept: units are scored on every PC, 512 of them."""
-    is_pc = name.startswith("pc") and name[2:].isdigit()
-    return not is_pc or name in targeted or int(name[2:]) in SHOWN_PCS
+    return name in targeted or pc_number(name) in (None, *SHOWN_PCS)
 
 
 def _columns(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -32,6 +32,7 @@ from analysis.engine.trie import build_trie
 from analysis.experiments.trials import axis_turns, control_trials, control_turns, draw_order
 from analysis.process_prompts import Prompter, load_prompts
 from configs.layers import selected_layers
+from configs.settings import ACTIVE, MODES
 from data.load import read_dataset
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import Outcome, PlainLoop, agreement, count_work, forget_peak, peak_memory
@@ -41,7 +42,6 @@ from utils import LoadedModel, load_model
 SEED = 0
 DATASET = "commonsense"
 SHOTS = (0, 2, 4, 8, 16, 32, 64, 128)
-MODES = ("active", "inactive")
 MEGABYTE = 2**20
 
 
@@ -143,7 +143,7 @@ def make_requests(cell: Cell, lm: LoadedModel) -> list[Request]:
     labels = generator(SEED, "labels").integers(0, 2, len(rows)).tolist()
     requests = []
     for trial in (t for mode in cell.task.split("+") for t in control_trials(cell.shots, (mode,))):
-        active = trial.mode == "active"
+        active = trial.mode == ACTIVE
         e = prompter.encode(control_turns(trial, prompts, sentences, labels), reply=active)
         requests.append(Request(e.ids, e.spans, reply=Sampling(cell.max_new_tokens) if active else None))
     return requests
@@ -209,7 +209,7 @@ def control_part(cell: Cell) -> tuple[Result, list[str]]:
     """Compare both modes on their own and together."""
     both = "+".join(MODES)
     plain = {mode: spawn(replace(cell, side="plain", task=mode)) for mode in MODES}
-    again = spawn(replace(cell, side="plain, once more", task="active"))
+    again = spawn(replace(cell, side="plain, once more", task=ACTIVE))
     whole = merged(*plain.values())
     sides = {mode: {"plain loop": result} for mode, result in plain.items()}
     sides[both] = {"plain loop": whole, "plain loop, 3 passes": merged(whole, again)}

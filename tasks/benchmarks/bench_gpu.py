@@ -35,7 +35,8 @@ from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request
 from analysis.experiments.workload import memory, work_of
 from analysis.models.shape import load_shape
-from tasks.benchmarks.bench_engine import MODES, SEED
+from configs.settings import MODES
+from tasks.benchmarks.bench_engine import SEED
 from tasks.benchmarks.gpu_lab import (
     _FIELDS,
     LIMIT,

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.axes.names import ENSEMBLE, LR, MEANDIFF, PAPER_AXES, RANDOM, SHUFFLED, numbered, pc
 from analysis.base.files import ROOT
 from analysis.results import store as results
 from analysis.results.store import Store, UnitKey
 from tests import fake_results
 
-AXES = ("lr", "pc1", "pc2", "pc4", "pc8", "pc32", "pc128", "pc512")
-AFFECTED = ("lr", "meandiff", "random0", "lr_shuffled0", *(f"pc{k}" for k in range(1, 513)), "lr_ensemble")
+AFFECTED = (LR, MEANDIFF, numbered(RANDOM, 0), numbered(SHUFFLED, 0), *map(pc, range(1, 513)), ENSEMBLE)
 LAYERS = (0, 8, 16, 23, 31)
 SHOTS = (0, 2, 4, 8, 16, 32, 64, 128, 256)
 N_LAYERS, HIDDEN = 32, 4096
@@ -40,7 +40,7 @@ def write_grid(root: Path, n_exp: int, report_n: int = 600) -> Store:
     fake_results.write_split(store, rng)
     fake_results.write_axes(store, AFFECTED[:-1], N_LAYERS, rng, hidden=HIDDEN)
     about = {"model_name": store.model, "n_layers": N_LAYERS, "n_parameters": 8_030_261_248}
-    for layer, axis, exp in itertools.product(LAYERS, AXES, range(n_exp)):
+    for layer, axis, exp in itertools.product(LAYERS, PAPER_AXES, range(n_exp)):
         own = {"axis": axis, "layer": layer, "exp": exp, "levels": 2, "seed": 42}
         unit = fake_results.control_unit(
             axis, layer, rng, affected=AFFECTED, n_layers=N_LAYERS, shots=SHOTS, hidden=HIDDEN

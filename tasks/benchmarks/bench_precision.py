@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as hf_logging
 
+from analysis.axes.names import pc_number
 from analysis.classifiers import AxisSet, fit_layers
 from analysis.cli.flags import positive
 from analysis.cli.script import script, setup_logging
@@ -154,7 +155,7 @@ def effect(name: str, axes: tuple[AxisSet, AxisSet], hidden: tuple[np.ndarray, n
     """Compare two precisions along one axis: axes and trial sentences (N, D) of either."""
     a, b = (one.directions[one.index(name)].astype(np.float64) for one in axes)
     cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    turned = name.startswith("pc") and cosine < 0
+    turned = pc_number(name) is not None and cosine < 0
     first = scores(axes[0], hidden[0], name)
     return Effect(
         abs(cosine) if turned else cosine,

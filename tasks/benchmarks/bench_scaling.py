@@ -39,6 +39,7 @@ from analysis.experiments.trials import control_trials
 from analysis.experiments.workload import flops, work_of
 from analysis.models.blocks import decoder_blocks
 from analysis.models.shape import Shape, load_shape
+from configs.settings import ACTIVE
 from tasks.benchmarks.bench_engine import MEGABYTE, Cell, make_requests, shorten
 from tasks.benchmarks.markdown import machine, table
 from tasks.benchmarks.plain_loop import count_work, forget_peak, peak_memory
@@ -137,8 +138,8 @@ def spaced(count: int, n_layers: int) -> list[int]:
 def trunk_requests(job: Job, size: int, lm: LoadedModel) -> list[Request]:
     """Return both targets at half as many values of N; mirrored labels would be a second conversation."""
     shots = tuple(n + 1 for n in spaced((size + 1) // 2, job.examples))
-    cell = Cell("engine", "active", job.model, shots, max_new_tokens=job.max_new_tokens)
-    pairs = zip(make_requests(cell, lm), control_trials(shots, ("active",)), strict=True)
+    cell = Cell("engine", ACTIVE, job.model, shots, max_new_tokens=job.max_new_tokens)
+    pairs = zip(make_requests(cell, lm), control_trials(shots, (ACTIVE,)), strict=True)
     return [request for request, trial in pairs if not trial.flip][:size]
 
 

@@ -18,7 +18,8 @@ from analysis.engine.request import Reading, Request
 from analysis.experiments.trials import control_trials
 from analysis.experiments.workload import flops, work_of
 from analysis.models.shape import Shape
-from tasks.benchmarks.bench_engine import MODES, SEED
+from configs.settings import ACTIVE, MODES
+from tasks.benchmarks.bench_engine import SEED
 from tasks.benchmarks.markdown import table
 from tasks.benchmarks.plain_loop import count_work
 
@@ -106,7 +107,7 @@ class Drawn:
             stop = places[trial.n - 1] + 2 if trial.n else 60
             ask = [*self.ids(20, "ask"), self.vocab - 3 + trial.target, *self.ids(12, trial.mode)]
             prompt = ids[:stop] + ask
-            if trial.mode == "active":
+            if trial.mode == ACTIVE:
                 requests.append(Request(prompt, reply=Sampling(new_tokens)))
             else:
                 whole = prompt + sentences[trial.n]

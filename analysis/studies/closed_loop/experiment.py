@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.axes.ensemble import ENSEMBLE
 from analysis.axes.levels import level_cuts, to_levels
+from analysis.axes.names import ENSEMBLE
 from analysis.base.errors import UserError
 from analysis.base.seeds import fingerprint, generator
 from analysis.engine.dialogues import Dialogues

@@ -6,6 +6,7 @@ Layer i is the residual stream after block i, from 0. It is read by a hook on th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +28,7 @@ class StopForward(Exception):
 def read_layers(
     model: PreTrainedModel, layers: Sequence[int], sink: Sink, stop: bool = False
 ) -> Iterator[None]:
-    """Call ``sink`` with the residual stream after each of ``layers`` during every forward pass.
+    """Call ``sink`` with the residual stream after each of ``layers`` during this thread's forward passes.
 
     Args:
         model: any decoder-only model.
@@ -49,7 +50,11 @@ def read_layers(
 
 
 def _hook(sink: Sink, slot: int, stop: bool) -> Callable[..., None]:
+    reader = threading.get_ident()
+
     def hook(module: nn.Module, inputs: object, output: torch.Tensor | tuple) -> None:
+        if threading.get_ident() != reader:
+            return  # somebody else calls the same model
         # transformers 5 returns a tensor, 4 a tuple; output[0] of a tensor would be batch row 0
         sink(slot, output if isinstance(output, torch.Tensor) else output[0])
         if stop:

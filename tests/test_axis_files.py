@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from analysis.axes.exchange import export_gguf, export_safetensors, import_gguf, import_safetensors
+from analysis.axes.steer import steer_along
 from analysis.base.errors import UserError
 from analysis.classifiers import AxisSet, fit_axes
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request
-from analysis.engine.steering import Steering
 
 SIZE = 32
 MODEL = {"model": "org/tiny", "model_fingerprint": "abc"}
@@ -175,7 +175,7 @@ def test_strength_1_of_a_scaled_vector_is_steering_with_alpha_1(tiny_lm, rng, tm
     export_gguf({2: AXES[2]}, "lr", path, model_hint="llama")
     vector = import_gguf(path).vectors[2]
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer)
-    push = Steering.along({2: AXES[2]}, "lr", "add", 1.0)
+    push = steer_along({2: AXES[2]}, "lr", "add", 1.0)
     requests = [Request(ids, [(0, 12)]), Request(ids, [(0, 12)], steering=[push])]
     plain, steered = (reading.pooled[0, 0] for reading in tree.read(requests, [2]))
     np.testing.assert_allclose(steered - plain, vector, atol=1e-5)

@@ -96,7 +96,7 @@ def test_a_decode_floor_is_weights_and_cache_over_bandwidth(lab):
 def test_decode_steps_are_those_with_a_later_step_in_their_group(lab):
     requests = [Request([1, 2], reply=gpu_lab.Sampling(4)), Request([1, 3], reply=gpu_lab.Sampling(4))]
     tree = PrefixTree(lab.tree.model, Words(16), 64)
-    tree.stops = frozenset()  # all replies have 4 tokens
+    tree.context.stops = frozenset()  # all replies have 4 tokens
     steps = gpu_lab.DecodeClock(tree)
     handle = tree.model.base_model.register_forward_pre_hook(steps, with_kwargs=True)
     tree.read(requests, [0])
@@ -192,7 +192,7 @@ def test_the_peak_of_a_part_is_asked_of_the_gpu_from_its_start(lab, monkeypatch)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: asked.append("reset"))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 16_000_000_000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 18_500_000_000)
-    monkeypatch.setattr(lab.tree, "device", torch.device("cuda"))
+    monkeypatch.setattr(lab.tree.context, "device", torch.device("cuda"))
     with lab.peak("trunk"):
         asked.append("part")
     assert asked == ["reset", "part"]
@@ -204,8 +204,8 @@ def test_steps_of_the_run_that_warms_up_are_left_out(lab, monkeypatch):
     kept = []
     monkeypatch.setattr(bench_gpu, "decode_lines", lambda lab, steps: kept.append(len(steps.steps)) or [])
     monkeypatch.setattr(bench_gpu, "plain_line", lambda *args: "")
-    monkeypatch.setattr(lab.tree, "stops", frozenset())  # all replies have 4 tokens
-    monkeypatch.setattr(lab.tree, "token_budget", 512)
+    monkeypatch.setattr(lab.tree.context, "stops", frozenset())  # all replies have 4 tokens
+    monkeypatch.setattr(lab.tree.context, "token_budget", 512)
     for repeats in (1, 2):
         lab.sizes = Sizes(examples=2, new_tokens=4, repeats=repeats)
         bench_gpu.branches_part(lab)

@@ -204,7 +204,7 @@ def test_sizes_take_turns_and_every_run_is_kept(model, monkeypatch):
 def test_operations_count_the_replies_that_were_written(model, monkeypatch):
     job = Job("branches", model, (2,), examples=2, max_new_tokens=5)
     task = make_task(job, 2, load_model(model, device="cpu"), load_shape(model))
-    task.tree.stops = frozenset(range(512))  # every reply ends at once
+    task.tree.context.stops = frozenset(range(512))  # every reply ends at once
     found = bench_scaling.run(task)
     assert found.written == 0 and found.tokens == distinct(task.requests)
     prompts = [replace(r, reply=replace(r.reply, max_new_tokens=0)) for r in task.requests]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from analysis.engine import kernels
-from analysis.engine.kernels import fast_linear, onednn_is_faster, product
+from analysis.engine.kernels import onednn_is_faster, product
+from analysis.engine.patches import engaged
 
 
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
@@ -72,7 +73,7 @@ def test_linear_layers_use_the_product_inside_the_block_only(monkeypatch):
         return seen.copy()
 
     assert run() == []
-    with pytest.raises(KeyError), fast_linear(model):
+    with pytest.raises(KeyError), engaged(model, products=True):
         assert run() == [3]
         raise KeyError
     seen.clear()

@@ -42,7 +42,7 @@ def test_every_turn_equals_forwarding_the_whole_conversation_again(kind, budget,
     talk = Dialogues(tree, openings, [1, 3], room=400)
     for turn in range(3):
         if turn == 1:  # from here on, replies end in a score text of four tokens
-            tree.decode = lambda ids: "".join(ENDS_IN_A_SCORE[: len(ids)])
+            tree.context.decode = lambda ids: "".join(ENDS_IN_A_SCORE[: len(ids)])
         before = [talk.ids(b) for b in range(4)]
         said = talk.write([Sampling(8, 0.9, (turn, b)) for b in range(4)])
         for b, (reply, mean) in enumerate(said):

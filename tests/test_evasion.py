@@ -15,7 +15,6 @@ import analysis.studies.evasion.figures
 import main_prep
 import utils
 from analysis.classifiers import fit_axes
-from analysis.engine.plain import read_plain
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.experiments.study import open_study
 from analysis.process_prompts import Prompter
@@ -269,7 +268,7 @@ def test_a_test_sentence_is_read_as_in_a_forward_pass_of_its_own(flags, store, t
     trials = evasion.Trials(study, evasion.Plan("lr", 2, [0, 1, 2, 3], 4, 8, 2))
     requests = trials.requests(Prompter(tiny_lm.tokenizer, tiny_lm.name), 0)
     last_of_flip = requests[8 + 2 + 7]  # labels as they are, high wanted, the last sentence of class 1
-    (plain,) = read_plain(PrefixTree(tiny_lm.model, tiny_lm.tokenizer), [last_of_flip], [0, 1, 2, 3], [])
+    (plain,) = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False).read([last_of_flip], range(4))
     record, text = read(store.study("evasion_exp0", "lr", 2)), tiny_lm.tokenizer.decode(last_of_flip.ids)
     np.testing.assert_allclose(record["pooled"][0, 1, 1, 3], plain.pooled[0], rtol=1e-3, atol=1e-4)
     assert text.endswith(study.sentences[record["tests"][1, 3]])

@@ -15,7 +15,6 @@ import main_predexp
 import main_prep
 import neurofeedback
 from analysis.axes.read import load_axes
-from analysis.engine.plain import read_plain
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.experiments import preparation, runs
 from analysis.experiments import study as study_module
@@ -268,7 +267,7 @@ def test_a_planted_effect_is_measured_as_large_as_it_is(planted_data, tokenizer,
     rows, labels, trials = control.order(0), np.zeros(1, int), control_trials((0,), ("inactive",))
     sentences = [study.sentences[row] for row in rows]
     requests = [control.request(key, trial, sentences, labels) for trial in trials]
-    plain = read_plain(control.tree, requests, [1], [])
+    plain = PrefixTree(lm.model, lm.tokenizer, packed=False).read(requests, [1])
     along = np.array([reading.pooled[0, 0] @ axes.directions[axes.index("meandiff")] for reading in plain])
     expected = (along[1] - along[0]) / axes.scales[axes.index("meandiff")]
     assert expected > 0.1

@@ -8,15 +8,14 @@ import torch
 from transformers import GPT2Config, MambaConfig, PreTrainedModel
 
 from analysis.base.errors import UserError
-from analysis.engine import attention
-from analysis.engine import run as engine_run
-from analysis.engine.attention import possible_modes
-from analysis.engine.check import exact_mode
+from analysis.engine import attention, passes
+from analysis.engine.check import try_modes
+from analysis.engine.context import PLAIN
 from analysis.engine.masks import Masks
-from analysis.engine.plain import read_plain
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Reading, Request
+from analysis.engine.sight import possible_modes
 from analysis.experiments.trials import control_trials, control_turns
 from tests.conftest import ARCHITECTURES, TINY, make_model
 
@@ -120,7 +119,7 @@ def test_a_broken_mask_is_noticed(name, tokenizer, rng, monkeypatch):
 
     monkeypatch.setattr(Masks, "build", leaky)
     assert worst_difference(model, requests, tree.read(requests, LAYERS, ANSWERS)) > 1e-3
-    assert exact_mode(tree, ["mask"]) is None
+    assert try_modes(tree.context, ["mask"]) == PLAIN
 
 
 @pytest.mark.parametrize(("mode", "part"), [("slots", "additive"), ("chain", "causal_lower_right")])
@@ -134,7 +133,7 @@ def test_a_wrong_way_to_attend_is_noticed_and_not_taken(mode, part, tiny_lm, rng
     monkeypatch.setattr(attention, part, blind[part])
     readings = tree.read(requests, LAYERS, ANSWERS)
     assert worst_difference(tiny_lm.model, requests, readings) > 1e-3
-    assert exact_mode(tree, [mode, "mask"]) == "mask"
+    assert try_modes(tree.context, [mode, "mask"]) == "mask"
 
 
 def test_boolean_masks_would_be_wrong_with_eager_attention(tokenizer, rng, monkeypatch):
@@ -221,7 +220,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny_lm, rng, monkeypatch, 
     requests = branching_requests(rng)
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 256)
     expected = tree.read(requests, LAYERS, ANSWERS)
-    real = engine_run.Run.call
+    real = passes.Passes.run
     caplog.set_level("WARNING")
 
     def small_memory(self, ids, *args):
@@ -229,12 +228,12 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny_lm, rng, monkeypatch, 
             raise torch.OutOfMemoryError("pretended")
         return real(self, ids, *args)
 
-    monkeypatch.setattr(engine_run.Run, "call", small_memory)
+    monkeypatch.setattr(passes.Passes, "run", small_memory)
     readings = tree.read(requests, LAYERS, ANSWERS)
     assert tree.token_budget == 32 and "out of memory" in caplog.text
     for a, b in zip(readings, expected, strict=True):
         np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr(engine_run.Run, "call", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(passes.Passes, "run", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(UserError, match="out of memory even with"):
         tree.read(requests, LAYERS, ANSWERS)
 
@@ -267,7 +266,7 @@ def test_plain_and_packed_paths_agree_on_the_embedded_model(smollm2):
     digits = prompter.answer_ids(prompts.shown, (0, 1))
     layers = [0, 15, 29]
     packed = tree.read(requests, layers, digits)
-    plain = read_plain(tree, requests, layers, digits)
+    plain = PrefixTree(smollm2.model, smollm2.tokenizer, packed=False).read(requests, layers, digits)
     for request, a, b in zip(requests, packed, plain, strict=True):
         pooled, logits = plain_reference(smollm2.model, request, layers, digits)
         assert relative(a.pooled, pooled) < 1e-4 and relative(a.logits, logits) < 1e-4

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import utils
 from analysis.base.errors import UserError
-from analysis.engine.plain import read_plain
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Request
@@ -68,14 +67,12 @@ def requests_(rng) -> list[Request]:
 def test_a_spread_model_is_read_as_the_whole_one(architecture, spread, requests_, tokenizer, tmp_path):
     """Both paths of the engine: pooled states of every layer, logits, replies."""
     config = ARCHITECTURES[architecture]
-    whole = PrefixTree(make_model(config), tokenizer)
-    split = PrefixTree(spread(make_model(config), tmp_path), tokenizer)
-    assert whole.packed and split.packed
-    for read in (PrefixTree.read, read_plain):
-        pairs = zip(
-            read(whole, requests_, LAYERS, ANSWERS), read(split, requests_, LAYERS, ANSWERS), strict=True
-        )
-        for a, b in pairs:
+    models = make_model(config), spread(make_model(config), tmp_path)
+    for packed in (None, False):
+        whole, split = (PrefixTree(model, tokenizer, packed=packed) for model in models)
+        assert whole.packed == split.packed == (packed is None)
+        read = (tree.read(requests_, LAYERS, ANSWERS) for tree in (whole, split))
+        for a, b in zip(*read, strict=True):
             for part in ("pooled", "logits", "reply_pooled"):  # products of other libraries round otherwise
                 np.testing.assert_allclose(getattr(a, part), getattr(b, part), rtol=1e-4, atol=1e-6)
             assert a.reply.ids == b.reply.ids

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, PreTrainedModel
 
-from analysis.base.errors import UserError
+from analysis.axes.steer import steer_along
 from analysis.classifiers import AxisSet
-from analysis.engine.plain import read_plain
-from analysis.engine.prefix_tree import PrefixTree
+from analysis.engine.prefix_tree import BadRequest, PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Reading, Request
 from analysis.engine.steering import KINDS, Interventions, Steering
@@ -40,7 +39,7 @@ AXES = {layer: make_axes(layer) for layer in range(4)}
 def steer(
     kind: str, alpha: float, span: tuple[int, int | None], layers: Sequence[int] = (1,), name: str = "lr"
 ) -> Steering:
-    return Steering.along({layer: AXES[layer] for layer in layers}, name, kind, alpha, *span)
+    return steer_along({layer: AXES[layer] for layer in layers}, name, kind, alpha, *span)
 
 
 def steered_requests(rng: np.random.Generator, kind: str) -> list[Request]:
@@ -148,7 +147,8 @@ def test_the_engine_steers_as_plain_forward_passes_do(name, kind, budget, tokeni
 def test_one_request_at_a_time_gives_the_same(kind, tiny_lm, rng):
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer)
     requests = steered_requests(rng, kind)
-    readings = read_plain(tree, requests, LAYERS, ANSWERS)
+    plain = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False)
+    readings = plain.read(requests, LAYERS, ANSWERS)
     assert worst_difference(tiny_lm.model, requests, readings) < 1e-4
     for reading, packed in zip(readings, tree.read(requests, LAYERS, ANSWERS), strict=True):
         assert (reading.reply and reading.reply.ids) == (packed.reply and packed.reply.ids)
@@ -275,7 +275,7 @@ def test_hooks_are_gone_after_an_error(tiny_lm, rng):
     ],
 )
 def test_steering_that_makes_no_sense_is_refused(change, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         replace(steer("add", 1.0, (0, 4)), **change)
 
 
@@ -291,5 +291,5 @@ def test_steering_that_makes_no_sense_is_refused(change, message):
 )
 def test_steering_that_does_not_fit_the_model_or_the_request_is_refused(steering, message, packed, tiny_lm):
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=packed)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(BadRequest, match=f"request 0: .*{message}"):
         tree.read([Request(range(20, 30), [(0, 4)], steering=[steering])], [1])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine import attention, blocks
-from analysis.engine import run as engine_run
+from analysis.engine import attention, blocks, sight
 from analysis.engine.attention import Group, additive, attend, prompt_layout, runs_of
 from analysis.engine.blocks import attend_in_blocks, make_blocks
 from analysis.engine.plan import Decode, make_plan
@@ -147,7 +146,7 @@ def test_large_subtrees_and_long_prefixes_are_not_put_in_blocks(monkeypatch):
 def test_a_preparation_on_a_gpu_takes_blocks(tiny_lm, rng, monkeypatch):
     shared, taken = rng.integers(11, 500, 20), []
     requests = [Request(np.concatenate([shared, rng.integers(11, 500, 9)]), [(20, 29)]) for _ in range(40)]
-    monkeypatch.setattr(engine_run, "make_blocks", lambda *a: taken.append(make_blocks(*a)) or taken[-1])
+    monkeypatch.setattr(sight, "make_blocks", lambda *a: taken.append(make_blocks(*a)) or taken[-1])
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, 370, mode="chain")
     taken.clear()
     found = tree.read(requests, [0, 3])

@@ -249,12 +249,12 @@ def test_operations_are_those_that_pytorch_counts(shape):
 
 def test_the_cache_and_the_states_have_the_size_counted(tiny_lm, shape, texts, monkeypatch):
     requests = workload.control_requests(texts, exp=0)
-    run = Run(PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET), requests, range(4), ())
+    run = Run(PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET).context, requests, range(4), ())
     monkeypatch.setattr(run, "collect", list)  # which lets go of the sums
     run.go()
     work = work_of(requests, 4, BUDGET)
     need = memory(shape, work, "float32", BUDGET)
-    assert need["cache"] == sum(t.nbytes for layer in run.cache.layers for t in (layer.keys, layer.values))
+    assert need["cache"] == sum(t.nbytes for room in run.cache.rooms for t in (room.keys, room.values))
     held = ReplyMeans([Reply(Sampling(5))] * 12, n_layers=4)
     held.hold(0, [0], torch.zeros(1, shape.hidden))
     assert need["states"] == sum(t.nbytes for t in [run.spans.whole, held.ring, held.sums])

@@ -1,12 +1,10 @@
 """Attention for the rows of a prefix tree: each token attends to its own ancestors, nothing else is computed.
 
 A dense mask makes every token of a packed row look at every slot of the cache, most of which it may not see.
-Here the rows come in groups that share what they see: whole runs of slots, and slots that a mask tells apart.
-
-    slots   runs and masks, group by group, in float32: for models on a CPU
-    chain   rows that go on one path are causal and need no mask (flash attention), short branches are a batch
-            of blocks (analysis/engine/blocks.py), others get a dense mask: for models on a GPU
-    mask    the model's own attention with a dense mask: for everything else, such as sliding windows
+Who sees what in a forward pass is its ``Layout``, a keyword of the pass: ``model(..., tree_layout=layout)``.
+transformers hands keywords that it does not know down to the function that computes attention, which is the
+one below while the engine reads (analysis/engine/patches.py). Blocks that drop it (StableLM, Nemotron) meet
+an error here, and their models are read with dense masks instead.
 
 Shape letters: C tokens forwarded now   S cache slots
 H query heads   G key/value heads   E head size   n rows of a group
@@ -14,17 +12,16 @@ H query heads   G key/value heads   E head size   n rows of a group
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from analysis.engine.blocks import Blocks, attend_in_blocks, cut_subtrees
@@ -60,42 +57,26 @@ class Group:
         return sum(stop - start for start, stop in (*self.runs, *self.own))
 
 
-Layout = Sequence[Group]
-"""Who sees what in one forward call; empty: the rows are one path after all slots that are given."""
+@dataclass(frozen=True)
+class Groups:
+    """The rows come in groups, each of which sees the same slots but for a mask."""
+
+    groups: tuple[Group, ...]
+    """They hold every row once."""
 
 
-_current: ContextVar[Layout | Blocks | None] = ContextVar("layout", default=None)
+@dataclass(frozen=True)
+class Path:
+    """The rows are one path after all slots that are shown."""
 
 
-@contextmanager
-def laid_out(layout: Layout | Blocks | None) -> Iterator[None]:
-    """Let the forward passes of the block attend by ``layout``; None: by the mask that the model is given."""
-    token = _current.set(layout)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+@dataclass(frozen=True)
+class Dense:
+    """The mask that the model is given says who sees what, as in its own attention."""
 
 
-@contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let the blocks of ``model`` compute attention here."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def possible_modes(model: PreTrainedModel, kinds: set[str]) -> tuple[str, ...]:
-    """Return the modes that may suit a model whose blocks use these kinds of attention, the fastest first."""
-    sdpa = model.config.get_text_config()._attn_implementation == "sdpa"
-    if not sdpa or kinds != {"full_attention"}:
-        return ("mask",)
-    on_cpu = {weight.device.type for weight in model.parameters()} == {"cpu"}
-    return ("slots" if on_cpu else "chain", "mask")
+Layout = Groups | Path | Blocks | Dense
+"""Who sees what in one forward pass."""
 
 
 # ---------------------------------------------------------------- the layout of prompts
@@ -157,37 +138,50 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **options: object,
+    tree_layout: Layout | None = None,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers asks: query (1, H, C, E), key and value (1, G, S, E) to (1, C, H, E)."""
-    layout = _current.get()
-    if layout is None:
+    if tree_layout is None:
+        raise RuntimeError(
+            "attention was not told who sees what: this model does not pass keywords on to it, or it was "
+            "called directly while another thread reads it"
+        )
+    if isinstance(tree_layout, Dense):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(layout, Blocks):
-        return attend_in_blocks(query, key, value, layout, scale), None
-    if layout:
-        return attend(query[0].float() * scale, key[0], value[0], layout).to(query.dtype)[None], None
+    if isinstance(tree_layout, Blocks):
+        return attend_in_blocks(query, key, value, tree_layout.on(query.device), scale), None
+    if isinstance(tree_layout, Groups):
+        found = attend(query[0].float() * scale, key[0], value[0], tree_layout.groups)
+        return found.to(query.dtype)[None], None
+    return _attend_along(query, key, value, scale), None
+
+
+def _attend_along(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return (1, C, H, E) for rows (1, H, C, E) that are one path after the other slots (1, G, S, E)."""
     times = query.shape[1] // key.shape[1]
     bias = causal_lower_right(query.shape[2], key.shape[2])
     key, value = repeat_kv(key, times), repeat_kv(value, times)
-    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale).transpose(1, 2), None
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, _attention)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: Layout) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, groups: Sequence[Group]
+) -> torch.Tensor:
     """Return the mean values (C, H, E) of what each row sees, weighted by the softmax of query times key.
 
     Args:
         query: (H, C, E) float32, scaled.
         keys, values: (G, S, E) float32, every slot.
-        layout: groups that hold every row once.
+        groups: they hold every row once.
     """
     out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
     folded = query.unflatten(0, (len(keys), -1))  # (G, H / G, C, E): heads that share keys together
-    for group in layout:
+    for group in groups:
         rows = slice(*group.rows)
         part = folded[:, :, rows]
         many = group.in_order and part.shape[1] * part.shape[2] * group.slots >= LARGE

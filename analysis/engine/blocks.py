@@ -34,6 +34,12 @@ class Blocks:
     seen: torch.Tensor
     """(B, 1, W, P + W) whether a place sees a slot before, or a place of its block."""
 
+    def on(self, device: torch.device) -> Blocks:
+        """Return the same on a device: the blocks of a model may lie on several."""
+        if self.rows.device == device:
+            return self
+        return Blocks(*(part.to(device) for part in (self.rows, self.places, self.seen)))
+
 
 def make_blocks(
     nodes: np.ndarray, parent: np.ndarray, end: np.ndarray, before: np.ndarray, device: torch.device

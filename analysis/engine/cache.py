@@ -1,13 +1,16 @@
-"""Keys and values of a prefix tree in preallocated slots, and the masks that let it be packed in one row.
+"""Keys and values of a prefix tree, in slots that are made once.
 
-Shape letters: C tokens forwarded now   S cache slots in use   H key/value heads   E head size
+What a forward pass may do with them is no state of the cache: the pass is given a view that says to which
+slots its tokens go and which slots it is shown.
+
+    cache = TreeCache(n_layers, capacity)
+    model(ids, past_key_values=cache.at((30, 42), shown=((0, 20), (30, 42))), ...)
+
+Shape letters: C tokens forwarded now   S slots shown   H key/value heads   E head size
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,73 +18,64 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from analysis.engine.attention import Slots
 
-_SHARE_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
+
+class _Room:
+    """The slots of one layer, made when its first keys and values come."""
+
+    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
+        self.capacity, self.kept_as = capacity, dtype
+        self.keys: torch.Tensor | None = None  # (1, H, capacity, E), as are the values
+        self.values: torch.Tensor | None = None
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all keys and all values, in tensors made for some like these (1, H, C, E)."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._empty(keys), self._empty(values)
+        return self.keys, self.values
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        shape = (*states.shape[:2], self.capacity, states.shape[-1])
+        return states.new_empty(shape, dtype=self.kept_as or states.dtype)
 
 
-@contextmanager
-def shared_heads(device: torch.device) -> Iterator[None]:
-    """On a CPU, let attention share key/value heads between query heads instead of copying them.
-
-    transformers copies where there is a mask, since CUDA kernels need it; on a CPU that is a seventh of the
-    time of a control unit. Versions that do not know the variable copy as before.
-    """
-    before = os.environ.get(_SHARE_HEADS)
-    if device.type == "cpu":
-        os.environ[_SHARE_HEADS] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_SHARE_HEADS, None)
-        if before is not None:
-            os.environ[_SHARE_HEADS] = before
-
-
-class _Slots(CacheLayerMixin):
-    """One layer's keys and values; appending writes in place, cropping only moves the length."""
+class _Layer(CacheLayerMixin):
+    """One layer's room as one forward pass sees it."""
 
     is_sliding = False
 
-    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, room: _Room, places: Slots | torch.Tensor, shown: tuple[Slots, ...]) -> None:
         super().__init__()
-        self.capacity, self.kept_as, self.length = capacity, dtype, 0
-        self.shown: tuple[Slots, ...] | None = None
-        self.places: torch.Tensor | None = None
+        self.room, self.places, self.shown = room, places, shown
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def empty(states: torch.Tensor) -> torch.Tensor:
-            shape = (*states.shape[:2], self.capacity, states.shape[-1])
-            return states.new_empty(shape, dtype=self.kept_as or states.dtype)
-
-        self.keys, self.values = empty(key_states), empty(value_states)
-        self.is_initialized = True
+        self.room.hold(key_states, value_states)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep (1, H, C, E); return (1, H, S, E) of all slots in use, or of those that are shown."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if self.places is not None:
-            self.keys.index_copy_(2, self.places, key_states.to(self.keys.dtype))
-            self.values.index_copy_(2, self.places, value_states.to(self.values.dtype))
+        """Keep (1, H, C, E); return (1, H, S, E)."""
+        keys, values = self.room.hold(key_states, value_states)
+        self._write(keys, key_states)
+        self._write(values, value_states)
+        return self._shown(keys), self._shown(values)
+
+    def _write(self, states: torch.Tensor, new: torch.Tensor) -> None:
+        if isinstance(self.places, torch.Tensor):
+            states.index_copy_(2, self.places.to(states.device), new.to(states.dtype))
         else:
-            start, self.length = self.length, self.length + key_states.shape[-2]
-            self.keys[:, :, start : self.length] = key_states
-            self.values[:, :, start : self.length] = value_states
-        return self._shown(self.keys), self._shown(self.values)
+            states[:, :, slice(*self.places)] = new
 
     def _shown(self, states: torch.Tensor) -> torch.Tensor:
-        if self.shown is None:
-            return states[:, :, : self.length]
         if len(self.shown) == 1:
             return states[:, :, slice(*self.shown[0])]
         return torch.cat([states[:, :, start:stop] for start, stop in self.shown], dim=2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return sum(stop - start for start, stop in self.shown), 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        new = len(self.places) if isinstance(self.places, torch.Tensor) else self.places[1] - self.places[0]
+        return self.get_mask_sizes(new)[0] - new
 
     def get_max_length(self) -> int:
         return -1
@@ -89,37 +83,25 @@ class _Slots(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
 
 
-class TreeCache(Cache):
-    """A cache whose slots hold tokens of many sequences; which is which is the caller's business."""
+class TreeCache:
+    """Slots that hold tokens of many sequences; which is which is the caller's business."""
 
     def __init__(self, n_layers: int, capacity: int, dtype: torch.dtype | None = None) -> None:
         """Make room for ``capacity`` tokens; keys and values are kept in ``dtype``, None: as they come."""
-        super().__init__(layers=[_Slots(capacity, dtype) for _ in range(n_layers)])
+        self.rooms = [_Room(capacity, dtype) for _ in range(n_layers)]
 
-    def show(self, slots: tuple[Slots, ...] | None) -> None:
-        """Until told otherwise, new tokens get these slots, theirs included; None: all in use."""
-        for layer in self.layers:
-            layer.shown = slots
+    def at(self, places: Slots | torch.Tensor, shown: tuple[Slots, ...]) -> Cache:
+        """Return the cache of one forward pass.
 
-    @contextmanager
-    def writing_to(self, places: torch.Tensor) -> Iterator[None]:
-        """Put new tokens to these slots, which were reserved, not to the end."""
-        for layer in self.layers:
-            layer.places = places.to(layer.keys.device)
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.places = None
+        Args:
+            places: slots [start, stop) that its C tokens go to, or one slot for each (C,).
+            shown: the slots that it is given, those of its own tokens included.
+        """
+        return Cache(layers=[_Layer(room, places, shown) for room in self.rooms])
 
-    def reserve(self, count: int) -> None:
-        """Append slots with zeros, for tokens to come: what they held before could be no number at all."""
-        for layer in self.layers:
-            for states in (layer.keys, layer.values):
-                states[:, :, layer.length : layer.length + count] = 0
-            layer.length += count
-
-    def crop(self, length: int) -> None:
-        """Keep the first ``length`` slots."""
-        for layer in self.layers:
-            layer.length = min(layer.length, length)
+    def clear(self, slots: Slots) -> None:
+        """Put zeros into slots that are shown before they are written: they could hold no numbers at all."""
+        for room in self.rooms:
+            for states in (room.keys, room.values):
+                if states is not None:
+                    states[:, :, slice(*slots)] = 0

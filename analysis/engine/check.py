@@ -2,51 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from analysis.engine.plain import log, read_plain
-from analysis.engine.prefix_tree import PrefixTree
+from analysis.base.errors import UserError
+from analysis.engine.context import PLAIN, Context
+from analysis.engine.patches import Busy
+from analysis.engine.plain import read_plain
 from analysis.engine.replies import Sampling
-from analysis.engine.request import Reading, Request
+from analysis.engine.request import Counters, Reading, Request
+from analysis.engine.run import read_packed
+
+log = logging.getLogger(__name__)
+
+EXACT_MODES: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], str]] = WeakKeyDictionary()
+"""Model -> modes that were tried -> the first that is exact, or PLAIN. Only verdicts are here: where memory
+ran out or the check was interrupted, the next one who asks tries again."""
+
+_FAULTS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)
+"""What models raise that do not take packed rows."""
 
 
-def exact_mode(tree: PrefixTree, modes: Sequence[str]) -> str | None:
-    """Return the first way to attend with which packed rows give what plain forward passes give, or None.
+def exact_mode(context: Context, modes: Sequence[str]) -> str:
+    """Return the first exact way to attend, or PLAIN; each model is tried once.
+
+    Raises:
+        UserError: memory runs out.
+    """
+    known = EXACT_MODES.setdefault(context.model, {})
+    key = tuple(modes)
+    if key not in known:
+        known[key] = try_modes(context, modes)
+    return known[key]
+
+
+def try_modes(context: Context, modes: Sequence[str]) -> str:
+    """Return the first way to attend with which packed rows give what plain forward passes give, or PLAIN.
 
     It is tried on this model and device with prompts that branch, in steps of a few tokens, and with replies.
+
+    Raises:
+        UserError: memory runs out.
     """
-    if not tree.masks.supported:
-        log.warning("attention kinds %s cannot be packed: one sequence at a time", sorted(tree.masks.kinds))
-        return None
-    requests = _trial_requests(tree)
-    last = tree.model.config.get_text_config().num_hidden_layers - 1
-    packed_before, budget, plain = tree.packed, tree.token_budget, None
-    try:
-        for mode in modes:
-            tree.packed, tree.token_budget, tree.mode = True, 8, mode
-            try:
-                packed = tree.read(requests, [last], range(5))
-            except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-                log.warning("packing failed on this model (%s, attention by %s)", error, mode)
-                continue
-            plain = plain or read_plain(tree, requests, [last], range(5))
-            worst = np.max([_difference(a, b) for a, b in zip(packed, plain, strict=True)])
-            if worst <= (1e-3 if tree.model.dtype == torch.float32 else 0.1):
-                return mode
-            log.warning("packed rows differ from plain ones by %.1e (attention by %s)", worst, mode)
-        log.warning("this model cannot be packed: one sequence at a time")
-        return None
-    finally:
-        tree.packed, tree.token_budget = packed_before, budget
-        tree.total = type(tree.total)()
+    if not context.masks.supported:
+        log.warning(
+            "attention kinds %s cannot be packed: one sequence at a time", sorted(context.masks.kinds)
+        )
+        return PLAIN
+    requests, layers, answers = _trial_requests(context), [len(context.blocks) - 1], list(range(5))
+    plain: list[Reading] | None = None
+    for mode in modes:
+        trial = replace(context, mode=mode, token_budget=8, smallest_budget=1, total=Counters())
+        try:
+            packed = read_packed(trial, requests, layers, answers)
+        except (UserError, Busy):
+            raise  # of memory, or of a read inside a read: this says nothing about the model
+        except _FAULTS as error:
+            log.warning("packing failed on this model (%s, attention by %s)", error, mode)
+            continue
+        plain = plain or read_plain(trial, requests, layers, answers)
+        worst = np.max([_difference(a, b) for a, b in zip(packed, plain, strict=True)])
+        if worst <= (1e-3 if context.model.dtype == torch.float32 else 0.1):
+            return mode
+        log.warning("packed rows differ from plain ones by %.1e (attention by %s)", worst, mode)
+    log.warning("this model cannot be packed: one sequence at a time")
+    return PLAIN
 
 
-def _trial_requests(tree: PrefixTree) -> list[Request]:
+def _trial_requests(context: Context) -> list[Request]:
     rng = np.random.default_rng(0)
-    vocabulary = min(tree.model.config.get_text_config().vocab_size, 1000)
+    vocabulary = min(context.model.config.get_text_config().vocab_size, 1000)
     trunk, tails = rng.integers(0, vocabulary, 12), rng.integers(0, vocabulary, (4, 8))
     prompts = [np.concatenate([trunk[: 12 - 4 * (i // 2)], tail]) for i, tail in enumerate(tails)]
     return [

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -57,27 +56,16 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return nn.functional.linear(rows, weight, bias)
 
 
-def _forward(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+def linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    """Return what ``layer`` makes of ``rows`` (..., K), by :func:`product`."""
     return product(rows, layer.weight, layer.bias)
 
 
-@contextmanager
-def fast_linear(model: nn.Module) -> Iterator[None]:
-    """Let the linear layers of a float32 model on the CPU use :func:`product` inside the block.
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Return whether it is a float32 linear layer on the CPU that nothing has changed.
 
-    Layers that anything else has changed (quantized, offloaded, wrapped) are left alone.
+    Quantized, offloaded and wrapped ones are not.
     """
-    changed = [layer for layer in model.modules() if _is_plain(layer)] if onednn_is_faster() else []
-    try:
-        for layer in changed:
-            layer.forward = partial(_forward, layer)
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward
-
-
-def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
     weight = layer.weight

@@ -5,7 +5,7 @@
     readings[0].pooled                      # (1, 2, D): mean residual stream over tokens 30..41
 
 The sequences become a trie (analysis/engine/trie.py). Long shared paths are forwarded causally, what hangs
-off them in packed rows where each token sees its ancestors only (analysis/engine/attention.py); replies of
+off them in packed rows where each token sees its ancestors only (analysis/engine/sight.py); replies of
 all branches are written together, one token per reply per step. Only span means and the asked-for logits
 are kept, so memory does not grow with tokens x layers or tokens x vocabulary. Results equal those of plain
 forward passes up to rounding.
@@ -15,64 +15,72 @@ Shape letters: T tokens of one request   L layers   D hidden size   A answers
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis.base.errors import UserError
-from analysis.engine.attention import possible_modes
-from analysis.engine.masks import Masks
-from analysis.engine.replies import stop_tokens
-from analysis.engine.request import Counters, Reading, Request, check_context
-from analysis.models.blocks import input_device
+from analysis.engine.check import exact_mode
+from analysis.engine.context import PLAIN, Context, make_context
+from analysis.engine.patches import Busy
+from analysis.engine.plain import read_plain
+from analysis.engine.refuse import BadRequest, checked
+from analysis.engine.replies import Sampling
+from analysis.engine.request import Counters, Reading, Request, stack_pooled
+from analysis.engine.run import read_packed
+from analysis.engine.sight import MODES, possible_modes
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "BadRequest",
+    "Busy",
+    "Counters",
+    "PrefixTree",
+    "Reading",
+    "Request",
+    "Sampling",
+    "stack_pooled",
+]
 
-SMALLEST_BUDGET = 32
 
-EXACT_MODES: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], str | None]] = WeakKeyDictionary()
-"""Model -> ways to attend that were tried -> the first that is exact."""
-
-
-@dataclass
 class PrefixTree:
     """Reads residual streams and logits of many sequences with one model."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    token_budget: int | None = None
-    """Most tokens forwarded at once; default 512 on a CPU, 4096 on a GPU. Halved when memory runs out."""
-    packed: bool | None = None
-    """False forwards one request at a time; None tries packing once and checks that it is exact."""
-    mode: str | None = None
-    """How packed rows attend, see analysis/engine/attention.py; None takes the fastest that is exact."""
-    total: Counters = field(default_factory=Counters)
+    context: Context
+    """What the model brings, and how it is read."""
 
-    def __post_init__(self) -> None:
-        self.device = input_device(self.model)
-        if self.token_budget is None:
-            self.token_budget = 512 if self.device.type == "cpu" else 4096
-        self.masks = Masks(self.model)
-        self.stops = stop_tokens(self.model, self.tokenizer)
-        modes = possible_modes(self.model, self.masks.kinds)
-        if self.packed is None:
-            self.mode = self._exact_mode([self.mode] if self.mode else modes)
-            self.packed = self.mode is not None
-        self.mode = self.mode or modes[0]
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        token_budget: int | None = None,
+        packed: bool | None = None,
+        mode: str | None = None,
+    ) -> None:
+        """Choose how to read ``model``.
 
-    def _exact_mode(self, modes: Sequence[str]) -> str | None:
-        """Return the first exact way to attend, which is tried once for each model."""
-        from analysis.engine.check import exact_mode
+        Args:
+            model: any decoder-only model, on one device or spread over several.
+            tokenizer: of the model.
+            token_budget: most tokens forwarded at once; default 512 on a CPU, 4096 on a GPU. Halved when
+                memory runs out.
+            packed: False forwards one request at a time; None tries packing once and checks that it is exact.
+            mode: how packed rows attend, see analysis/engine/sight.py; None takes the fastest that is exact.
 
-        known = EXACT_MODES.setdefault(self.model, {})
-        key = tuple(modes)
-        if key not in known:
-            known[key] = exact_mode(self, modes)
-        return known[key]
+        Raises:
+            ValueError: no such mode or budget.
+            UserError: no decoder blocks are found, or memory runs out.
+        """
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"mode {mode!r}: choose from {', '.join(MODES)}")
+        if token_budget is not None and token_budget < 1:
+            raise ValueError(f"token_budget {token_budget}: give 1 or more")
+        self.model, self.tokenizer = model, tokenizer
+        self.context = make_context(model, tokenizer, token_budget)
+        modes = [mode] if mode else possible_modes(model, self.context.masks.kinds)
+        if packed is None:
+            self.context.mode = exact_mode(self.context, modes)
+        elif packed:
+            self.context.mode = modes[0]
 
     def read(
         self,
@@ -84,46 +92,55 @@ class PrefixTree:
     ) -> list[Reading]:
         """Forward all requests and return what they ask for, in the same order.
 
+        Threads that read with the same model take turns.
+
         Args:
             requests: see Request.
-            layers: blocks to read, from 0; spans and replies are pooled at each.
+            layers: blocks to read, from 0, or from -1 for the last; spans and replies are pooled at each.
             answers: token ids whose logits are returned at ``logits_at``.
             progress: called with the number of tokens of each finished step.
             expect: called before the work with the most tokens that will be forwarded.
 
         Raises:
-            UserError: a sequence is longer than the model's context, the smallest budget does not fit, or
-                steering that does not fit the model or its request.
+            BadRequest: a request, layer or answer that is not there, see analysis/engine/refuse.py; nothing
+                was forwarded.
+            UserError: a sequence is longer than the model's context, or the smallest budget does not fit.
+            Busy: this thread is reading the model already.
         """
-        check_context(self.model, requests)
-        if not self.packed:
-            from analysis.engine.plain import read_plain
+        found, blocks, tokens = checked(self.context, requests, layers, answers)
+        reader = read_packed if self.packed else read_plain
+        return reader(self.context, found, blocks, tokens, progress, expect)
 
-            if expect is not None:
-                expect(sum(len(r.ids) for r in requests))
-            return read_plain(self, requests, layers, answers, progress)
-        from analysis.engine.run import Run
+    @property
+    def packed(self) -> bool:
+        """Whether requests share what is forwarded."""
+        return self.mode != PLAIN
 
-        while True:
-            try:
-                run = Run(self, requests, layers, answers, progress)
-                if expect is not None:
-                    expect(run.most_tokens)
-                return run.go()
-            except torch.OutOfMemoryError:
-                self._halve_budget()
+    @property
+    def mode(self) -> str:
+        """How rows attend: one of ``MODES``, or PLAIN."""
+        return self.context.mode
 
-    def _halve_budget(self) -> None:
-        if self.token_budget // 2 < SMALLEST_BUDGET:
-            raise UserError(
-                f"out of memory even with {self.token_budget} tokens at once: use a smaller model, a smaller "
-                "--dtype, fewer examples (--n_train), or --device map to spread the model over devices"
-            )
-        self.token_budget //= 2
-        log.warning("out of memory: going on with %d tokens at once", self.token_budget)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    @property
+    def token_budget(self) -> int:
+        """Most tokens forwarded at once, now."""
+        return self.context.token_budget
+
+    @property
+    def total(self) -> Counters:
+        """Work done so far."""
+        return self.context.total
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.context.device
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Token ids that end a reply."""
+        return self.context.stops
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of reply tokens, exactly as written."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.context.decode(ids)

@@ -86,6 +86,12 @@ def draw(logits: torch.Tensor, temperatures: np.ndarray, uniform: np.ndarray) ->
     return torch.where(hot, sampled, greedy).tolist()
 
 
+def draw_next(logits: torch.Tensor, replies: Sequence[Reply]) -> list[int]:
+    """Return the next token of each of R replies, from logits (R, V)."""
+    heat = np.array([reply.sampling.temperature for reply in replies])
+    return draw(logits, heat, np.array([reply.uniform[len(reply.ids)] for reply in replies]))
+
+
 @dataclass
 class Reply:
     """One reply while it is written."""

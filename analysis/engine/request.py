@@ -1,4 +1,4 @@
-"""What the engine is asked for, what it returns, and the limits of a request."""
+"""What the engine is asked for, what it returns, and the work that it counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from analysis.base.errors import UserError
 from analysis.engine.replies import Reply, Sampling
 from analysis.engine.steering import Steering
 
@@ -63,14 +61,3 @@ class Counters:
     """Forward passes."""
     asked: int = 0
     """Prompt tokens that one forward pass per request would take."""
-
-
-def check_context(model: PreTrainedModel, requests: Sequence[Request]) -> None:
-    """Raise UserError if a request and its reply do not fit the model's context."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [len(r.ids) + (r.reply.max_new_tokens if r.reply else 0) for r in requests]
-    if limit is not None and lengths and max(lengths) > limit:
-        raise UserError(
-            f"the longest prompt needs {max(lengths)} tokens, but the model's context has {limit}: use fewer "
-            "examples (--n_train), shorter sentences, or a model with a longer context"
-        )

@@ -1,7 +1,9 @@
 """Change the residual stream while it is computed: push it along an axis, hold it there, or remove the axis.
 
-    push = Steering.along({15: axes}, "lr", "add", alpha=2.0, start=40, stop=52)
+    push = Steering((15,), "add", directions, means, scales, alpha=2.0, start=40, stop=52)
     tree.read([Request(ids, spans=[(40, 52)], steering=[push])], layers=[15])
+
+analysis/axes/steer.py makes one from fitted axes.
 
 The engine forwards a token once for all requests that share it. A steered token is another token: a number
 says what acts on it, the trie branches where the numbers differ, and the hooks look the numbers up. So
@@ -13,7 +15,8 @@ Shape letters: T tokens of one request   C tokens forwarded now   L layers steer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +25,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from analysis.base.errors import UserError, unknown
 from analysis.base.seeds import fingerprint
-from analysis.classifiers import AxisSet
-from analysis.models.blocks import decoder_blocks
 
 KINDS = ("add", "clamp", "ablate")
 _UNIT = 1e-3  # how far from 1 the length of a direction may be
@@ -65,61 +64,29 @@ class Steering:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise unknown("kind of steering", self.kind, KINDS, "analysis/engine/steering.py")
+            raise ValueError(f"unknown kind of steering {self.kind!r}: choose from {', '.join(KINDS)}")
         if not np.isfinite(self.alpha) or (self.kind == "ablate" and self.alpha):
-            raise UserError(f"{self.kind} with alpha {self.alpha}: give a finite number, and none to ablate")
+            raise ValueError(f"{self.kind} with alpha {self.alpha}: give a finite number, and none to ablate")
         if self.start < 0 or (self.stop is not None and self.stop < self.start):
-            raise UserError(f"steering from token {self.start} to {self.stop}: give 0 <= start <= stop")
+            raise ValueError(f"steering from token {self.start} to {self.stop}: give 0 <= start <= stop")
         self._check_arrays()
 
     def _check_arrays(self) -> None:
         n_layers, shape = len(self.layers), np.shape(self.directions)
         if not n_layers or len(set(self.layers)) < n_layers or len(shape) != 2 or shape[0] != n_layers:
-            raise UserError(
+            raise ValueError(
                 f"steering of layers {self.layers} with directions {shape}: give one row per layer"
             )
         if np.shape(self.means) != shape or np.shape(self.scales) != (n_layers,):
-            raise UserError(
+            raise ValueError(
                 f"steering with directions {shape}, means {np.shape(self.means)} and scales "
                 f"{np.shape(self.scales)}: give (L, D), (L, D) and (L,)"
             )
         lengths = np.linalg.norm(self.directions, axis=1)
         if not (np.abs(lengths - 1) < _UNIT).all():
-            raise UserError(f"directions have lengths {lengths.tolist()}: divide each by its length")
+            raise ValueError(f"directions have lengths {lengths.tolist()}: divide each by its length")
         if not np.isfinite(self.means).all() or not (np.isfinite(self.scales) & (self.scales > 0)).all():
-            raise UserError("steering needs finite means, and scales that are finite and above 0")
-
-    @classmethod
-    def along(
-        cls,
-        axes: Mapping[int, AxisSet],
-        name: str,
-        kind: str,
-        alpha: float = 0.0,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Steering:
-        """Return an intervention along one axis.
-
-        Args:
-            axes: layer -> its axes; it acts at all these layers.
-            name: of the axis, such as ``lr``.
-            kind, alpha, start, stop: see the fields.
-
-        Raises:
-            UserError: no such axis, kind or span.
-        """
-        picked = [(one, one.index(name)) for one in axes.values()]
-        return cls(
-            tuple(axes),
-            kind,
-            np.array([one.directions[k] for one, k in picked]),
-            np.array([one.mean for one, _ in picked]),
-            np.array([one.scales[k] for one, k in picked]),
-            alpha,
-            start,
-            stop,
-        )
+            raise ValueError("steering needs finite means, and scales that are finite and above 0")
 
     @cached_property
     def action(self) -> str:
@@ -134,18 +101,16 @@ class Steering:
 class Interventions:
     """The steering of one read: what acts on each token, as a number, and hooks that do it."""
 
-    def __init__(self, model: PreTrainedModel, requests: Sequence[tuple[Sequence[Steering], int]]) -> None:
+    def __init__(
+        self, blocks: Sequence[nn.Module], requests: Sequence[tuple[Sequence[Steering], int]] = ()
+    ) -> None:
         """Number what the requests ask for.
 
         Args:
-            model: any decoder-only model, on one device or spread over several.
-            requests: (steering, T) of each request.
-
-        Raises:
-            UserError: a layer, hidden size or span that the model or the request does not have.
+            blocks: of the model, which may be spread over several devices.
+            requests: (steering, T) of each request; it fits the model, see analysis/engine/refuse.py.
         """
-        self.blocks = decoder_blocks(model)
-        self.width = model.config.get_text_config().hidden_size
+        self.blocks = blocks
         self.table: list[tuple[Steering, ...]] = [()]
         """What each number stands for; 0 is nothing."""
         self.prompts: list[np.ndarray] | None = None
@@ -155,24 +120,8 @@ class Interventions:
         self._numbers: dict[tuple[str, ...], int] = {(): 0}
         self._vectors: dict[tuple[Steering, int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
         if any(steering for steering, _ in requests):
-            for steering, length in requests:
-                self._check(steering, length)
             self.prompts = [self._prompt(steering, length) for steering, length in requests]
             self.replies = [self._number(s for s in steering if s.stop is None) for steering, _ in requests]
-
-    def _check(self, steering: Sequence[Steering], length: int) -> None:
-        n_layers, width = len(self.blocks), self.width
-        for one in steering:
-            if min(one.layers) < 0 or max(one.layers) >= n_layers or one.directions.shape[1] != width:
-                raise UserError(
-                    f"steering of layers {one.layers} with hidden size {one.directions.shape[1]}, but the "
-                    f"model has layers 0..{n_layers - 1} and hidden size {width}: use axes of this model"
-                )
-            if max(one.start, one.stop or 0) > length:
-                raise UserError(
-                    f"steering from token {one.start} to {one.stop}, but the request has {length} tokens: "
-                    "end it there, or give no stop to go on in the reply"
-                )
 
     def _prompt(self, steering: Sequence[Steering], length: int) -> np.ndarray:
         numbers = np.zeros(length, np.int64)
@@ -220,7 +169,13 @@ class Interventions:
                 handle.remove()
 
     def _hook(self, work: Sequence[tuple[torch.Tensor, Steering, int]]) -> Callable[..., object]:
-        def hook(module: nn.Module, inputs: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+        reader = threading.get_ident()
+
+        def hook(
+            module: nn.Module, inputs: object, output: torch.Tensor | tuple
+        ) -> torch.Tensor | tuple | None:
+            if threading.get_ident() != reader:
+                return None  # somebody else calls the same model
             # transformers 5 returns a tensor, 4 a tuple
             hidden = (output if isinstance(output, torch.Tensor) else output[0]).clone()
             for rows, one, slot in work:

@@ -1,4 +1,4 @@
-"""Token sequences as a trie, and the order in which to forward it so that each token is computed once.
+"""Token sequences as a trie: what they share is there once.
 
 Nodes are numbered in preorder, so the subtree of node t is the range [t, end[t]) and "k is an ancestor of
 q, or q itself" is ``k <= q < end[k]``: attention masks need no other bookkeeping.
@@ -89,6 +89,3 @@ def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
-
-
-# ---------------------------------------------------------------- the plan

@@ -225,7 +225,7 @@ def run_parts(args: argparse.Namespace, sizes: Sizes) -> Iterator[str]:
     tree = PrefixTree(model, Words(shape.vocab), budget)
     if not tree.packed:
         raise UserError("packed rows are not exact on this device (see the warning): try --dtype float32")
-    yield f"Attention of packed rows by {tree.mode}, see analysis/engine/attention.py.\n"
+    yield f"Attention of packed rows by {tree.mode}, see analysis/engine/sight.py.\n"
     lab = Lab(shape, tree, sizes, gemm, copy, {})
     chosen = {"all": tuple(PARTS), "ceilings": ()}.get(args.part, (args.part,))
     for part in chosen:

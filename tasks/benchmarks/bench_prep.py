@@ -30,8 +30,9 @@ from transformers.utils import logging as hf_logging
 from analysis.base.errors import UserError
 from analysis.cli.flags import positive
 from analysis.cli.script import script, setup_logging
-from analysis.engine.kernels import fast_linear
-from analysis.engine.prefix_tree import EXACT_MODES, PrefixTree
+from analysis.engine.check import EXACT_MODES
+from analysis.engine.patches import engaged
+from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.trie import build_trie
 from analysis.experiments import preparation
 from analysis.experiments.preparation import encode_sentences, pool_sentences
@@ -101,7 +102,7 @@ class Bench:
         rows = [row[None] for row in ids.split(ROW)]
 
         def run() -> None:
-            products = fast_linear(self.lm.model) if fast else nullcontext()
+            products = engaged(self.lm.model, products=True) if fast else nullcontext()
             with torch.inference_mode(), products:
                 for row in rows:
                     self.lm.model.base_model(input_ids=row, use_cache=False)

@@ -266,5 +266,5 @@ class DecodeClock:
         if replies and self.last is not None:  # drawing tokens has waited for the device
             start, *about = self.last
             self.steps.append((now - start, *about))
-        slots = kwargs["past_key_values"].layers[0].length
+        slots, _ = kwargs["past_key_values"].layers[0].get_mask_sizes(0)  # those that are shown
         self.last = (now, slots, replies) if replies else None

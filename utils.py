@@ -71,6 +71,7 @@ class LoadedModel:
             "model_name": self.name,
             "model_fingerprint": self.fingerprint,
             "n_layers": self.n_layers,
+            "hidden_size": self.model.config.get_text_config().hidden_size,
             "n_parameters": size,
             "device": ", ".join(devices),
             "dtype": self.dtype,

@@ -154,9 +154,21 @@ def files_job(store: Store, notes: Path, number: int) -> None:
         return {"axis": key.axis, "layer": key.layer, "exp": key.exp, "levels": key.levels}
 
     def work(key: UnitKey) -> dict[str, Any]:
-        return {"scores": generator(key.exp, key.axis).normal(size=(400, 5)), "text": [key.axis] * 300}
+        return drawn_unit(key)
 
     run_units(store, unfinished(store, keys, identity, False), identity, witnessed(notes, work), {})
+
+
+def drawn_unit(key: UnitKey) -> dict[str, Any]:
+    """Return a control unit of 400 trials whose scores are drawn, not read from a model."""
+    n, flip, want = (np.ravel(part) for part in np.meshgrid(range(100), (False, True), (0, 1), indexing="ij"))
+    count, rng = len(n), generator(key.exp, key.axis)
+    return {
+        "n": n, "flip": flip, "target": want ^ flip, "want": want, "mode": ["inactive"] * count,
+        "affected": [key.axis], "scores": rng.normal(size=(count, 1)), "layers": np.arange(5),
+        "by_layer": rng.normal(size=(count, 5)), "text": [key.axis] * count,
+        "difference": {"inactive": rng.normal(size=8)}, "tokens": {},
+    }  # fmt: skip
 
 
 def control_job(lm: LoadedModel) -> Job:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from analysis.experiments.units import run_units, unfinished
 from analysis.results import claims
 from analysis.results.store import Store, UnitKey, read, write
 from tasks.fault_harness import SETTINGS
+from tests.fake_results import report_unit
 from tests.test_claims import code_of, fork
 from tests.test_faults import copied_store, leftovers, prepared_once, run_control, run_report  # noqa: F401
 
@@ -115,17 +117,21 @@ def test_signals_at_any_moment_leave_whole_files_only(tmp_path):
 
 def two_units(store: Store) -> Callable[[], int]:
     """Return a script that overwrites one unit and writes another."""
-    keys = [UnitKey("imit", "lr", 0, exp) for exp in range(2)]
+    keys = [UnitKey("pred", "lr", 0, exp) for exp in range(2)]
 
     @script
     def main(argv=None) -> int:
         def identity(key: UnitKey) -> dict[str, int]:
-            return {"exp": key.exp}
+            return {"axis": key.axis, "layer": key.layer, "exp": key.exp, "levels": key.levels}
 
-        run_units(store, unfinished(store, keys, identity, True), identity, lambda key: {"x": key.exp}, {})
+        def work(key: UnitKey) -> dict[str, Any]:
+            return {**report_unit(np.random.default_rng(0), 2), "scores": np.full(2, float(key.exp))}
+
+        run_units(store, unfinished(store, keys, identity, True), identity, work, {})
         return 0
 
-    write(store.unit(keys[0]), {"x": 0}, {"exp": 0})
+    unit = report_unit(np.random.default_rng(0), 2)
+    write(store.unit(keys[0]), {**unit, "scores": np.zeros(2)}, {**vars(keys[0]), "kind": None})
     return main
 
 
@@ -163,20 +169,20 @@ def test_a_disk_that_fails_at_any_call_ends_in_one_line_and_no_half_file(tmp_pat
             break
         seen.add(faults.raised)
         assert not leftovers(tmp_path)
-        for key in store.units("imit"):
-            assert read(store.unit(key))["x"] == key.exp
-        assert UnitKey("imit", "lr", 0, 0) in store.units("imit")
+        for key in store.units("pred"):
+            assert (read(store.unit(key))["scores"] == key.exp).all()
+        assert UnitKey("pred", "lr", 0, 0) in store.units("pred")
         errors = capsys.readouterr().err
         if code == 0:  # what a lock file says may stay unknown, and a folder need not be synced
             assert faults.raised in ("Path.open", "open", "fsync") and not errors
-            assert len(store.units("imit")) == 2
+            assert len(store.units("pred")) == 2
         else:
             failed += 1
             (line,) = errors.splitlines()
             assert code == 2 and re.match(
                 rf"error: cannot \w+ {store.root}/\S+: {os.strerror(number)}: ", line
             )
-        assert main() == 0 and len(store.units("imit")) == 2
+        assert main() == 0 and len(store.units("pred")) == 2
     assert seen == {"fsync", "replace", "open", "pwrite", "ftruncate", "Path.open"}
     assert when < 59 and failed > 15
 

@@ -253,8 +253,9 @@ def test_identities_of_strange_values_do_not_hang_or_break_the_comparison(tmp_pa
     store = fake_results.fake_store(tmp_path)
     for exp in (0, 1):
         unit = fake_results.report_unit(np.random.default_rng(0), 8)
-        identity = {"axis": "lr", "layer": 0, "exp": exp, "strange": value}
-        results.write(store.unit(UnitKey("pred", "lr", 0, exp)), unit, identity)
+        identity = {"axis": "lr", "layer": 0, "exp": exp, "levels": 2, "strange": value}
+        meta = {"identity": identity, "schema": SCHEMA}
+        save_pickle({"meta": meta, **unit}, store.unit(UnitKey("pred", "lr", 0, exp)))
     capsys.readouterr()
     with within(2):
         code = plot_pred.main(["--results", str(tmp_path), "--log_level", "error"])

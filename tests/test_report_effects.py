@@ -11,9 +11,11 @@ from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, log_loss
 
 from analysis.results import store as results
+from analysis.results.schema import ReportUnit
 from analysis.results.store import UnitKey
 from analysis.tables import read as tables_read
 from analysis.tables import report as report_tables
+from analysis.tables.read import ReportData
 from analysis.tables.series import ReportSeries
 from analysis.tables.series import report_series as series_of
 from tests import fake_results
@@ -128,25 +130,45 @@ def test_a_side_is_as_likely_as_its_digits_together(rng):
     np.testing.assert_allclose(nats, -np.log(chance).mean(axis=1), rtol=1e-6)
 
 
+def unit(labels, **more):
+    """Return a report unit of these labels."""
+    n, flip = len(labels), np.array([False, True])
+    plain = {
+        "meta": {},
+        "rows": np.arange(n),
+        "scores": np.zeros(n),
+        "flip": flip,
+        "tokens": {},
+        "seconds": 1.0,
+    }
+    return ReportUnit.of({"meta": {}, **plain, "labels": labels, **more})
+
+
+def test_an_observer_that_a_unit_lacks_is_missing_there(rng):
+    both, one = np.full(3, 0.9), np.full(3, 0.8)
+    given = [{"own": both, "words": both}, {"own": one}]
+    units = [unit(np.ones(3, int), observers=seen, logits=rng.normal(size=(2, 3, 2))) for seen in given]
+    series = series_of([UnitKey("pred", "lr", 0, e) for e in (0, 1)], units)
+    np.testing.assert_allclose(series.observers["own"], [both, one])
+    assert np.isnan(series.observers["words"][1]).all() and np.isfinite(series.observers["words"][0]).all()
+    assert np.isfinite(report_tables.report_table(ReportData((series,), {}))[0]["accuracy_words"])
+
+
 def test_flipped_logits_are_mirrored_back_to_true_levels():
     plain = np.arange(12.0).reshape(3, 4)  # 3 positions, 4 levels
-    record = {
-        "labels": np.array([0, 3, 1]), "scores": np.zeros(3), "observers": {},
-        "flip": np.array([True, False]), "logits": np.stack([plain[:, ::-1], plain]),
-    }  # fmt: skip
+    flip, logits = np.array([True, False]), np.stack([plain[:, ::-1], plain])
+    record = unit(labels=np.array([0, 3, 1]), observers={}, flip=flip, logits=logits)
     series = series_of([UnitKey("pred", "lr", 0, 7, 4)], [record])
     np.testing.assert_array_equal(series.logits[0], [plain, plain])
     assert series.exps.tolist() == [7] and series.sides.tolist() == [[0, 1, 0]]
 
 
 def test_positions_past_the_end_of_a_shorter_sequence_are_missing(rng):
-    def record(n):
-        return {
-            "labels": np.ones(n, int), "scores": np.ones(n), "observers": {"own": np.full(n, 0.9)},
-            "flip": np.array([False, True]), "logits": rng.normal(size=(2, n, 2)),
-        }  # fmt: skip
-
-    series = series_of([UnitKey("pred", "lr", 0, e) for e in (0, 1)], [record(4), record(6)])
+    units = [
+        unit(labels=np.ones(n, int), observers={"own": np.full(n, 0.9)}, logits=rng.normal(size=(2, n, 2)))
+        for n in (4, 6)
+    ]
+    series = series_of([UnitKey("pred", "lr", 0, e) for e in (0, 1)], units)
     right, nats = report_tables.predictions(series)
     for values in (right, nats, *report_tables.observed(series, "own"), report_tables.majority(series)):
         assert np.isnan(values[0, 4:]).all() and np.isfinite(values[1]).all()

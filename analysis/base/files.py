@@ -203,13 +203,42 @@ def load_pickle(path: Path) -> dict[str, Any]:
         UserError: the disk fails; both messages name the file.
     """
     with disk_errors(path, "read"):
-        if not path.is_file() and os.path.lexists(path):  # a pipe or a device would be read without end
-            raise DamagedFile(path, "it is no regular file")
+        _refuse_strange(path)
         content = path.read_bytes()
+    with _damaged(path):
+        return _only_dict(path, pickles.loads(content))
+
+
+def load_meta(path: Path) -> object:
+    """Return what a result file has under ``meta``, its first entry; the rest is hashed, but not kept.
+
+    Raises:
+        DamagedFile: the file is truncated, changed, foreign, or not a dict.
+        UserError: the disk fails; both messages name the file.
+    """
+    with disk_errors(path, "read"):
+        _refuse_strange(path)
+        with path.open("rb") as stream, _damaged(path):
+            return _only_dict(path, pickles.load_head(stream)).get("meta")
+
+
+def _refuse_strange(path: Path) -> None:
+    """Raise DamagedFile for a pipe or a device, which would be read without end."""
+    if not path.is_file() and os.path.lexists(path):
+        raise DamagedFile(path, "it is no regular file")
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
     try:
-        record = pickles.loads(content)
+        yield
     except pickles.BROKEN as error:
+        if isinstance(error, UserError):
+            raise
         raise DamagedFile(path, one_line(str(error)) or type(error).__name__) from None
+
+
+def _only_dict(path: Path, record: object) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedFile(path, f"it holds a {type(record).__name__}, but results are dicts")
     return record

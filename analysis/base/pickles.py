@@ -13,10 +13,11 @@ import pickle
 import pickletools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+_NO_CHECKSUM = "its checksum is missing or wrong"
 _END = b"sha256:"  # after the pickle, which ends itself; then the digest of what comes before
 _SMALL = 2**20  # an array without entries has a type, too, however long its texts could be
 _MOST_TUPLES = 50_000  # results hold some hundreds; a hundred thousand inside each other end the interpreter
@@ -49,7 +50,9 @@ def _scalar(dtype: _DType, raw: bytes = b"") -> Any:
     return dtype.read(raw)[0] if len(raw) else np.str_()
 
 
-def _array(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, *rest: object) -> np.ndarray:
+def _array(
+    raw: bytes, dtype: _DType, shape: tuple[int, ...], order: Literal["A", "C", "F"], *rest: object
+) -> np.ndarray:
     return dtype.read(raw).reshape(shape, order=order)
 
 
@@ -111,10 +114,15 @@ _STOP, _LONG_PUT, _TEXT_PUT = ord("."), ord("r"), ord("p")
 _TUPLES = {ord(code) for code in "t\x85\x86\x87"}
 
 
-def _check_sizes(data: bytes) -> None:
-    """Raise UnpicklingError for a length or a memo place beyond the end, or far too many tuples."""
-    place, tuples, end = 0, 0, len(data)
-    while place < end:
+def _check_sizes(data: bytes, end: int) -> None:
+    """Raise UnpicklingError for a length or a memo place beyond ``end``, or far too many tuples.
+
+    Args:
+        data: the first bytes of a pickle, or all, and what follows it.
+        end: where the pickle ends.
+    """
+    place, tuples, known = 0, 0, min(end, len(data))
+    while place < known:
         code = data[place]
         size = _ARGUMENT.get(code)
         place += 1
@@ -123,7 +131,12 @@ def _check_sizes(data: bytes) -> None:
         if code == _STOP:
             return
         if size == pickletools.UP_TO_NEWLINE:
-            size = _lines(data, place, _LINES.get(chr(code), 1)) - place
+            after = _lines(data, place, known, _LINES.get(chr(code), 1))
+            if not after and known < end:
+                return  # what is known of it ends here
+            if not after:
+                raise pickle.UnpicklingError("it ends within an instruction")
+            size = after - place
         elif size < 0:
             prefix = _PREFIX[size]
             size = prefix + int.from_bytes(data[place : place + prefix], "little")
@@ -140,12 +153,12 @@ def _check_sizes(data: bytes) -> None:
         place += size
 
 
-def _lines(data: bytes, place: int, count: int) -> int:
-    """Return where the argument that ends at the ``count``-th newline ends."""
+def _lines(data: bytes, place: int, end: int, count: int) -> int:
+    """Return where the argument that ends at the ``count``-th newline ends, 0 if not before ``end``."""
     for _ in range(count):
-        place = data.find(b"\n", place) + 1
+        place = data.find(b"\n", place, end) + 1
         if not place:
-            raise pickle.UnpicklingError("it ends within an instruction")
+            return 0
     return place
 
 
@@ -156,7 +169,7 @@ _CONTAINERS = {dict, list, tuple, set, frozenset}
 def _check_plain(value: object) -> None:
     """Raise UnpicklingError for what is no builtin or array, such as a function that is only named."""
     seen: set[int] = set()  # containers may hold each other
-    todo = [value]
+    todo: list[Any] = [value]
     while todo:
         one = todo.pop()
         kind = type(one)
@@ -183,7 +196,7 @@ def dumps(record: dict[str, Any]) -> bytes:
     _Pickler(stream, protocol=5).dump(record)
     payload = stream.getvalue()
     try:
-        _check_sizes(payload)
+        _check_sizes(payload, len(payload))
     except pickle.UnpicklingError as error:
         raise TypeError(f"this record could not be read back: {error}") from None
     return payload + _END + hashlib.sha256(payload).digest()
@@ -198,10 +211,79 @@ BROKEN = (
 
 def loads(content: bytes) -> Any:
     """Return what ``dumps`` was given; anything else raises one of BROKEN."""
-    payload, end, digest = content.rpartition(_END)
-    if not end or hashlib.sha256(payload).digest() != digest:
-        raise pickle.UnpicklingError("its checksum is missing or wrong")
-    _check_sizes(payload)
-    value = _Unpickler(io.BytesIO(payload)).load()
+    end = content.rfind(_END)
+    if end < 0 or hashlib.sha256(memoryview(content)[:end]).digest() != content[end + len(_END) :]:
+        raise pickle.UnpicklingError(_NO_CHECKSUM)
+    _check_sizes(content, end)
+    value = _Unpickler(io.BytesIO(content)).load()  # ends where the pickle does
     _check_plain(value)
     return value
+
+
+# ---------------------------------------------------------------- the beginning alone
+
+_CHUNK = 2**20
+_HEADS = (2**14, 2**21)
+"""Bytes within which the first entry of a file ends: nearly always, always."""
+
+
+def load_head(stream: BinaryIO) -> dict[Any, Any]:
+    """Return the entries of a dict that stand before its first array; anything else raises one of BROKEN.
+
+    The file is hashed in pieces of a megabyte; of what comes after its beginning, nothing else is read.
+    """
+    size = stream.seek(0, io.SEEK_END) - len(_END) - hashlib.sha256().digest_size
+    digest = hashlib.sha256()
+    stream.seek(0)
+    for start in range(0, size, _CHUNK):
+        digest.update(stream.read(min(_CHUNK, size - start)))
+    if stream.read() != _END + digest.digest():
+        raise pickle.UnpicklingError(_NO_CHECKSUM)
+    head: dict[Any, Any] = {}
+    for most in _HEADS:
+        stream.seek(0)
+        head = head or _until_array(stream.read(min(most, size)), size)
+    _check_plain(head)
+    return head
+
+
+class _FirstArray(Exception):
+    """Ends the reading of a head."""
+
+
+class _HeadUnpickler(pickle._Unpickler):
+    """Reads builtins up to the first array: the interpreter's reader in Python, which can be looked into."""
+
+    stack: list[Any]
+    metastack: list[list[Any]]
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _FirstArray
+
+    def get_extension(self, code: int) -> None:
+        raise pickle.UnpicklingError("it names a function by number: results never do")
+
+
+def _until_array(data: bytes, end: int) -> dict[Any, Any]:
+    """Return the entries of a dict within the first bytes ``data`` of a pickle of ``end`` bytes."""
+    _check_sizes(data, end)
+    reader = _HeadUnpickler(io.BytesIO(data))
+    try:
+        whole = reader.load()
+    except _FirstArray:
+        whole = _so_far(reader)
+    except (EOFError, pickle.UnpicklingError):
+        if len(data) == end:
+            raise
+        whole = _so_far(reader)
+    if not isinstance(whole, dict):
+        raise pickle.UnpicklingError(f"it holds a {type(whole).__name__}, but results are dicts")
+    return whole
+
+
+def _so_far(reader: _HeadUnpickler) -> Any:
+    """Return the dict that is being read: its entries are on the second stack until they are put into it."""
+    first, *others = [*reader.metastack, reader.stack]
+    if not first or not others or not isinstance(first[-1], dict):
+        return None
+    return {**first[-1], **dict(zip(others[0][::2], others[0][1::2], strict=False))}

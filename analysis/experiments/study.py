@@ -78,7 +78,7 @@ class Study:
 
     def _load(self, layer: int) -> tuple[AxisSet, dict[str, Any]]:
         if layer not in self.loaded:
-            self.loaded[layer] = load_axes(self.store, layer)
+            self.loaded[layer] = load_axes(self.store, layer, self.identity)
         return self.loaded[layer]
 
     @cached_property
@@ -96,9 +96,10 @@ class Study:
         self._check("dtype", dtype)
 
     def _check(self, name: str, now: str) -> None:
-        if self.identity[name] != now:
+        there = str(self.identity.get(name))
+        if there != now:
             raise UserError(
-                f"the axes in {self.store.folder} were made with {name} {self.identity[name][:16]}, "
+                f"the axes in {self.store.folder} were made with {name} {there[:16]}, "
                 f"this run has {now[:16]}: give the same --model and --dtype, or prepare again with "
                 "main_prep.py --overwrite"
             )
@@ -112,10 +113,9 @@ class Study:
 def open_study(store: Store, settings: Settings) -> Study:
     """Read the preparation of ``store``; wrong or missing preparations are errors with the command to run."""
     layers = store.layers()
-    load_axes(store, layers[0] if layers else 0)  # the error for a missing preparation
-    meta = read(store.axes(layers[0]))["meta"]
-    identity = meta["identity"]
-    _check_complete(store, layers, meta.get("n_layers", len(layers)))
+    _, first = load_axes(store, layers[0] if layers else 0)  # or the error for a missing preparation
+    identity = first["meta"]["identity"]
+    _check_complete(store, layers, first["meta"].get("n_layers") or len(layers))
     now = as_plain(settings)
     differ = [name for name in PREP_SETTINGS if identity.get(name) != now[name]]
     if differ:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from analysis.axes.names import LR, MEANDIFF, RANDOM, SHOWN_PCS, axis_order, num
 from analysis.figures import axes as figures_axes
 from analysis.figures import report
 from analysis.pages.drawn import Drawn
+from analysis.results.schema import Axes
 from analysis.results.store import Store
 from analysis.tables.read import read_axes, read_split
 from configs.layers import selected_layers
@@ -47,20 +48,20 @@ def load_axes(store: Store) -> AxesData:
     found = [_geometry(read_axes(store, layer)) for layer in layers]
     names = sorted({name for part in found for name in part["accuracy"]}, key=axis_order)
     accuracy = {name: np.array([part["accuracy"].get(name, np.nan) for part in found]) for name in names}
-    n_trial = len(read_split(store)["trial_rows"]) if store.split.exists() else None
+    n_trial = len(read_split(store).trial_rows) if store.split.exists() else None
     variance, cosines = (_stack([part[key] for part in found]) for key in ("variance", "cosines"))
     shares = [part["shares"] for part in found]
     return AxesData(layers, accuracy, variance, shares, cosines, found[0]["hidden_size"], n_trial)
 
 
-def _geometry(record: Mapping[str, Any]) -> dict[str, Any]:
-    names, scales = list(record["names"]), record["scales"].astype(float)
+def _geometry(axes: Axes) -> dict[str, Any]:
+    names, scales = axes.names, axes.scales.astype(float)
     pcs = [names.index(pc(k)) for k in range(1, len(names) + 1) if pc(k) in names]
-    total = scales[pcs[0]] ** 2 / record["variance_ratio"][0] if pcs else np.nan
-    directions = record["directions"].astype(float)
+    total = scales[pcs[0]] ** 2 / axes.variance_ratio[0] if pcs else np.nan
+    directions = axes.directions.astype(float)
     return {
-        "accuracy": {name: pair[1] for name, pair in record["accuracy"].items()},
-        "variance": record["variance_ratio"],
+        "accuracy": {name: pair[1] for name, pair in axes.accuracy.items()},
+        "variance": axes.variance_ratio,
         "shares": {name: scales[names.index(name)] ** 2 / total for name in MARKED if name in names},
         "cosines": directions[pcs] @ directions[names.index(LR)] if LR in names else np.empty(0),
         "hidden_size": directions.shape[1],
@@ -74,17 +75,18 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     return table
 
 
-def direction_reader(store: Store) -> Any:
+def direction_reader(store: Store) -> Callable[[str, int], np.ndarray | None]:
     """Return a function of (axis, layer) that gives the unit direction (D,), None where there is none."""
 
     @lru_cache(maxsize=2)
-    def record(layer: int) -> Mapping[str, Any] | None:
+    def axes_of(layer: int) -> Axes | None:
         return read_axes(store, layer) if store.axes(layer).exists() else None
 
     def direction(axis: str, layer: int) -> np.ndarray | None:
-        found = record(layer)
-        known = found is not None and axis in found["names"]
-        return found["directions"][found["names"].index(axis)].astype(np.float64) if known else None
+        axes = axes_of(layer)
+        if axes is None or axis not in axes.names:
+            return None
+        return axes.directions[axes.names.index(axis)].astype(np.float64)
 
     return direction
 

@@ -29,17 +29,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from analysis.base.errors import UserError
-from analysis.base.files import ROOT, DamagedFile, disk_errors, load_pickle, one_line, save_pickle
+from analysis.base.files import ROOT, DamagedFile, disk_errors, load_meta, load_pickle, one_line, save_pickle
+from analysis.results.fields import Sizes
+from analysis.results.schema import Record, check, check_record, kind_of
 from utils import model_name
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R", bound=Record)
 SCHEMA = 2
 KINDS = ("imit", "pred")
-_UNIT = re.compile(r"(imit|pred)_([a-z_]+\d*)_layer(\d+)(?:_levels(\d+))?_exp(\d+)\.pkl")
+PER_UNIT = ("axis", "layer", "exp", "levels")
+"""Identity fields that name a unit; two units of one figure may differ in nothing else."""
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy")
 
 
@@ -64,10 +68,10 @@ def folder_name(name: str) -> str:
 
 def unit_key(name: str) -> UnitKey | None:
     """Return the unit whose file has this name, None if it is another file."""
-    match = _UNIT.fullmatch(name)
-    if not match:
+    kind, prefix = kind_of(name), name.partition("_")[0]
+    if kind is None or prefix not in KINDS:
         return None
-    return UnitKey(match[1], match[2], int(match[3]), int(match[5]), int(match[4] or 2))
+    return UnitKey(prefix, **(kind.parts(name) or {}))
 
 
 @dataclass(frozen=True)
@@ -137,25 +141,56 @@ def write(path: Path, record: Mapping[str, Any], identity: Mapping[str, Any], **
     """Save ``record`` with ``meta``: what the content depends on, and where it came from.
 
     A damaged file of that name is kept under another one, see set_aside.
+
+    Raises:
+        Wrong: ``record`` is not what the schema says of a file of this name.
     """
+    whole = {"meta": {"identity": dict(identity), **provenance(), **about}, **record}
+    check_record(path.name, kind_of(path.name), whole)
     if path.exists() and _is_damaged(path):
         set_aside(path)
-    save_pickle({"meta": {"identity": dict(identity), **provenance(), **about}, **record}, path)
+    save_pickle(whole, path)
 
 
 def read(path: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Load a result; with ``identity``, refuse one that was made with other settings.
+    """Load and check a result; with ``identity``, refuse one that was made with other settings.
 
     Raises:
-        DamagedFile: not a whole result of this program.
+        DamagedFile: not a whole result of this program, or not what the schema says of a file of this name.
         UserError: another schema, or other settings (the message names the fields).
     """
+    record, _ = inspect(path)
+    if identity is not None:
+        _compare(path, record["meta"]["identity"], identity)
+    return record
+
+
+def inspect(path: Path) -> tuple[dict[str, Any], Sizes]:
+    """Return a result and its sizes by the letters of the schema; errors as for :func:`read`."""
     record = load_pickle(path)
-    meta = record.get("meta")
+    _check_version(path, record.get("meta"))
+    return record, check(path, kind_of(path.name), record)
+
+
+def read_as(kind: type[R], path: Path, identity: Mapping[str, Any] | None = None) -> R:
+    """Return a result as an object of its class in analysis/results/schema.py; errors as for :func:`read`."""
+    return kind.of(read(path, identity))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the meta data of a whole file, without its content and in little memory; errors as for read.
+
+    The checksum covers the whole file, so that it is read once; what it holds is not checked.
+    """
+    meta = _check_version(path, load_meta(path))
+    check(path, None, {"meta": meta})
+    return meta
+
+
+def _check_version(path: Path, meta: object) -> dict[str, Any]:
+    """Return meta data; DamagedFile for what is none, UserError for those of another version."""
     if not isinstance(meta, dict) or not isinstance(meta.get("identity"), dict):
         raise DamagedFile(path, "it has no meta data")
-    if not _is_small(meta["identity"]):
-        raise DamagedFile(path, "its meta data are not those of a run")
     schema = meta.get("schema")
     if type(schema) is not int:
         raise DamagedFile(path, "its meta data have no schema")
@@ -164,15 +199,14 @@ def read(path: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any
             f"{path} has schema {_short(schema)}, this version reads {SCHEMA}: use the version that "
             "wrote it, or another --results folder"
         )
-    if identity is not None:
-        _compare(path, meta["identity"], identity)
-    return record
+    return meta
 
 
 def finished(path: Path, identity: Mapping[str, Any], overwrite: bool = False) -> bool:
     """Return whether ``path`` holds this very work already; other settings are an error.
 
-    A damaged file is not finished; a warning names it, and :func:`write` sets it aside.
+    A damaged file, and one that is not what the schema says, is not finished; a warning names it, and
+    :func:`write` sets it aside. One file is read, and nothing of it is kept.
     """
     if overwrite or not path.exists():
         return False
@@ -231,17 +265,6 @@ def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None
             f"{path} was made with other settings ({shown}): give the same settings, choose another "
             "--results folder, or add --overwrite to redo it"
         )
-
-
-def _is_small(value: object) -> bool:
-    """Return whether a value can be printed: lists that hold each other may have endless text."""
-    left, todo = 10_000, [value]
-    while todo and left:
-        left -= 1
-        one = todo.pop()
-        if isinstance(one, (dict, list, tuple, set, frozenset)):
-            todo += [*one, *one.values()] if isinstance(one, dict) else one
-    return left > 0
 
 
 def _short(value: object) -> str:

@@ -5,33 +5,25 @@ Shape letters as in ``analysis.tables.series``.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from analysis.axes.ensemble import fit_ensemble
 from analysis.axes.names import ENSEMBLE, LR, axis_order
 from analysis.base.errors import UserError, unknown
-from analysis.results import store as results
+from analysis.base.files import DamagedFile
+from analysis.base.seeds import fingerprint
 from analysis.results.commands import no_axes, no_runs
-from analysis.results.schema import check_axes, check_split, check_unit
-from analysis.results.store import Store, UnitKey
-from analysis.tables.series import (
-    ControlSeries,
-    Records,
-    ReportSeries,
-    control_series,
-    report_series,
-)
+from analysis.results.schema import Axes, ControlUnit, ReportUnit, Split
+from analysis.results.store import PER_UNIT, Store, UnitKey, read_as, read_meta
+from analysis.tables.series import ControlSeries, ReportSeries, control_series, report_series
 
 log = logging.getLogger(__name__)
-
-PER_UNIT = ("axis", "layer", "exp", "levels")
-"""Identity fields that name a unit; two units of one figure may differ in nothing else."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,8 @@ def load_control(
             with differing settings (the message names the field).
     """
     targeted = {unit.axis for unit in store.units("imit")}
-    build = functools.partial(control_series, store, targeted)
-    series, meta = _load(store, "imit", axes, layers, build)
+    build = partial(control_series, targeted)
+    series, meta = _load(store, "imit", ControlUnit, axes, layers, build)
     return ControlData(series, _original_scores(store, series), meta)
 
 
@@ -72,7 +64,7 @@ def load_report(
     store: Store, axes: Sequence[str] | None = None, layers: Sequence[int] | None = None
 ) -> ReportData:
     """Read the report units of ``store``; arguments and errors as for :func:`load_control`."""
-    return ReportData(*_load(store, "pred", axes, layers, report_series))
+    return ReportData(*_load(store, "pred", ReportUnit, axes, layers, report_series))
 
 
 def only_modes(data: ControlData, modes: Sequence[str]) -> ControlData:
@@ -87,45 +79,49 @@ def only_modes(data: ControlData, modes: Sequence[str]) -> ControlData:
 
 # ---------------------------------------------------------------- which units
 
-Build = Callable[[Sequence[UnitKey], Records], Any]
+Unit = TypeVar("Unit", ControlUnit, ReportUnit)
+Series = TypeVar("Series", ControlSeries, ReportSeries)
 
 
 def _load(
     store: Store,
     kind: str,
+    record: type[Unit],
     axes: Sequence[str] | None,
     layers: Sequence[int] | None,
-    build: Build,
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Read one (axis, layer) after the other and keep what ``build(keys, records)`` makes of it."""
-    found, first = [], None
+    build: Callable[[Sequence[UnitKey], Sequence[Unit]], Series],
+) -> tuple[tuple[Series, ...], Mapping[str, Any]]:
+    """Read one (axis, layer) after the other and keep what ``build(keys, units)`` makes of it."""
+    found: list[Series] = []
+    first: Read | None = None
     for keys in _groups(store, kind, axes, layers):
-        records = [_unit(store, key) for key in keys]
-        first = first or (keys[0], records[0]["meta"])
-        for key, record in zip(keys, records, strict=True):
-            _same_settings(store, first, (key, record["meta"]))
-        found.append(build(keys, records))
+        units = [read_as(record, store.unit(key)) for key in keys]
+        for key, unit in zip(keys, units, strict=True):
+            first = first or (key, unit.meta)
+            _same_settings(store, first, (key, unit.meta))
+        _same_sizes(store, keys, units)
+        found.append(build(keys, units))
+    assert first is not None  # _groups raises where there is nothing
+    _same_preparation(store, first)
     return tuple(found), first[1]
 
 
-def _unit(store: Store, key: UnitKey) -> Mapping[str, Any]:
-    record = results.read(store.unit(key))
-    check_unit(store.unit(key), key, record)
-    return record
+def _same_sizes(store: Store, keys: Sequence[UnitKey], units: Sequence[ControlUnit | ReportUnit]) -> None:
+    """Raise DamagedFile if hidden states of one series differ in size; newer units tell it themselves."""
+    sizes = [{len(moved) for moved in getattr(unit, "difference", {}).values()} for unit in units]
+    for key, size in zip(keys, sizes, strict=True):
+        if size != sizes[0]:
+            raise DamagedFile(store.unit(key), f"its hidden size is not that of {store.unit(keys[0]).name}")
 
 
-def read_axes(store: Store, layer: int) -> Mapping[str, Any]:
+def read_axes(store: Store, layer: int) -> Axes:
     """Read and check the axes file of one layer."""
-    record = results.read(store.axes(layer))
-    check_axes(store.axes(layer), record)
-    return record
+    return read_as(Axes, store.axes(layer))
 
 
-def read_split(store: Store) -> Mapping[str, Any]:
+def read_split(store: Store) -> Split:
     """Read and check the split."""
-    record = results.read(store.split)
-    check_split(store.split, record)
-    return record
+    return read_as(Split, store.split)
 
 
 def _groups(
@@ -174,20 +170,52 @@ def _same_settings(store: Store, first: Read, other: Read) -> None:
             )
 
 
+def _same_preparation(store: Store, first: Read) -> None:
+    """Raise UserError if units and the axes beside them are of different preparations."""
+    key, meta = first
+    made_with = meta["identity"].get("preparation")
+    if made_with is None or not store.axes(key.layer).exists():
+        return  # one model reads the scores of another: their preparation lies in the other's folder
+    if made_with != fingerprint(read_meta(store.axes(key.layer))["identity"]):
+        raise UserError(
+            f"{store.unit(key)} was made with other axes than those in {store.axes(key.layer).name}: redo "
+            "one of them with --overwrite, or choose another --results folder"
+        )
+
+
 def _original_scores(store: Store, series: Iterable[ControlSeries]) -> dict[tuple[str, int], np.ndarray]:
     """Return the trial sentences' own scores; empty where split or axes are not on disk."""
     if not store.split.exists():
         return {}
-    split = read_split(store)
-    rows, found = split["trial_rows"], {}
+    split, series = read_split(store), list(series)
+    found: dict[tuple[str, int], np.ndarray] = {}
     for layer in sorted({s.layer for s in series if store.axes(s.layer).exists()}):
-        axes = read_axes(store, layer)
-        columns = {s.axis: axes["names"].index(s.axis) for s in series if s.axis in axes["names"]}
-        found |= {(name, layer): axes["scores"][rows, column] for name, column in columns.items()}
+        axes = _axes_of(store, layer, split)
+        columns = {s.axis: axes.names.index(s.axis) for s in series if s.axis in axes.names}
+        found |= {(name, layer): axes.scores[split.trial_rows, column] for name, column in columns.items()}
     members = [s.layer for s in series if s.axis == ENSEMBLE]
-    if members:
-        by_layer = [read_axes(store, layer) for layer in store.layers()]
-        scores = np.stack([a["scores"][:, a["names"].index(LR)] for a in by_layer], axis=1)
-        ensemble = fit_ensemble(scores, split["axis_rows"], by_layer[0]["meta"]["identity"]["threshold"])
-        found |= {(ENSEMBLE, layer): ensemble.scores[rows] for layer in members}
+    by_layer = [_axes_of(store, layer, split) for layer in store.layers()] if members else []
+    by_layer = [axes for axes in by_layer if LR in axes.names]
+    if by_layer:
+        scores = np.stack([axes.scores[:, axes.names.index(LR)] for axes in by_layer], axis=1)
+        threshold = str(by_layer[0].meta["identity"].get("threshold"))
+        ensemble = fit_ensemble(scores, split.axis_rows, threshold)
+        found |= {(ENSEMBLE, layer): ensemble.scores[split.trial_rows] for layer in members}
     return found
+
+
+def _axes_of(store: Store, layer: int, split: Split) -> Axes:
+    """Return the axes of one layer, after checking that they are those of the split."""
+    axes = read_axes(store, layer)
+    differ = [
+        name
+        for name in axes.meta["identity"].keys() & split.meta["identity"].keys()
+        if axes.meta["identity"][name] != split.meta["identity"][name]
+    ]
+    if differ or len(axes.scores) != len(split.sentences):
+        shown = ", ".join(sorted(differ)) or "other sentences"
+        raise UserError(
+            f"{store.axes(layer)} does not belong to {store.split.name} ({shown}): prepare again with "
+            "main_prep.py --overwrite"
+        )
+    return axes

@@ -1,4 +1,4 @@
-"""Turn the cached units of one (axis, layer, levels) into arrays, NaN where a trial or a run is missing.
+"""Turn the cached units of one (axis, layer, levels) into arrays; what a run or a unit lacks is NaN.
 
 Shape letters, besides those of the repository:
     E experiments   S values of N   M modes   F label assignments (0 as they are, 1 flipped)
@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from analysis.axes.names import SHOWN_PCS, axis_order, pc_number
-from analysis.base.errors import UserError
-from analysis.results.store import Store, UnitKey
+from analysis.results.schema import ControlUnit, ReportUnit
+from analysis.results.store import UnitKey
 from configs.settings import MODES
 
-Records = Sequence[Mapping[str, Any]]
+COLUMNS = ("scores", "by_layer", "projection", "copy_rate", "cut", "empty")
+"""Numbers of a trial in a control unit; older units may lack some."""
 
 
 @dataclass(frozen=True)
@@ -31,35 +32,35 @@ class ControlSeries:
     layer: int
     levels: int
     """Labels shown: 2, or quantile levels."""
-    exps: np.ndarray
-    """(E,) int, the experiments on disk."""
-    shots: np.ndarray
-    """(S,) int, rising."""
+    exps: Int[np.ndarray, " E"]
+    """The experiments on disk."""
+    shots: Int[np.ndarray, " S"]
+    """Numbers of examples, rising."""
     modes: tuple[str, ...]
     affected: tuple[str, ...]
     """K names of axes scored in the target layer: all but the PCs that no figure shows."""
-    scores: np.ndarray
-    """(E, S, M, F, W, K) float32 in training std; NaN: missing, or the reply was empty."""
-    by_layer: np.ndarray
-    """(E, S, M, F, W, L) float32, the axis of the same name read at every layer."""
-    projection: np.ndarray
-    """(E, S, M, F, W, L) float32, the target layer's axis read at every layer, in the target layer's std."""
-    layers_read: np.ndarray
-    """(L,) int, the layers of ``by_layer`` and ``projection``."""
-    copy_rate: np.ndarray
-    """(E, S, M, F, W) float32; NaN when inactive or missing."""
-    cut: np.ndarray
-    """(E, S, M, F, W) float32, 1: a trailing score was cut off the reply; NaN: missing."""
-    empty: np.ndarray
-    """(E, S, M, F, W) float32, 1: the reply was empty; NaN: missing."""
+    scores: Float[np.ndarray, "E S M 2 2 K"]
+    """In training std; NaN: missing, the reply was empty, or the unit was not scored on that axis."""
+    by_layer: Float[np.ndarray, "E S M 2 2 L"]
+    """The axis of the same name read at every layer."""
+    projection: Float[np.ndarray, "E S M 2 2 L"]
+    """The target layer's axis read at every layer, in the target layer's std."""
+    layers_read: Int[np.ndarray, " L"]
+    """The layers of ``by_layer`` and ``projection``."""
+    copy_rate: Float[np.ndarray, "E S M 2 2"]
+    """NaN when inactive or missing."""
+    cut: Float[np.ndarray, "E S M 2 2"]
+    """1: a trailing score was cut off the reply; NaN: missing."""
+    empty: Float[np.ndarray, "E S M 2 2"]
+    """1: the reply was empty; NaN: missing."""
     text: np.ndarray
     """(E, S, M, F, W) object, the sentence, None where missing."""
-    differences: Mapping[str, np.ndarray]
-    """mode -> (E, D) float32, change of the hidden state at the largest N, high wanted minus low wanted."""
+    differences: Mapping[str, Float[np.ndarray, "E D"]]
+    """mode -> change of the hidden state at the largest N, high wanted minus low wanted; NaN: missing."""
 
     @property
-    def target(self) -> np.ndarray:
-        """(E, S, M, F, W) scores on the targeted axis."""
+    def target(self) -> Float[np.ndarray, "E S M 2 2"]:
+        """Scores on the targeted axis."""
         return self.scores[..., self.affected.index(self.axis)]
 
     def only(self, modes: Sequence[str]) -> ControlSeries:
@@ -77,26 +78,25 @@ class ReportSeries:
     axis: str
     layer: int
     levels: int
-    exps: np.ndarray
-    """(E,) int."""
-    logits: np.ndarray
-    """(E, F, P, A) float32 of the digit that stands for each true level, before label i is shown."""
-    labels: np.ndarray
-    """(E, P) float32 true level, 0 to A - 1, before flipping; NaN past the end of a shorter sequence."""
-    scores: np.ndarray
-    """(E, P) float32 true scores."""
-    observers: Mapping[str, np.ndarray]
-    """name -> (E, P) float32: the probability of the upper half of the levels, see
-    analysis/experiments/observers.py."""
+    exps: Int[np.ndarray, " E"]
+    logits: Float[np.ndarray, "E 2 P A"]
+    """Of the digit that stands for each true level, before label i is shown."""
+    labels: Float[np.ndarray, "E P"]
+    """True level, 0 to A - 1, before flipping; NaN past the end of a shorter sequence."""
+    scores: Float[np.ndarray, "E P"]
+    """True scores."""
+    observers: Mapping[str, Float[np.ndarray, "E P"]]
+    """name -> probability of the upper half of the levels, see analysis/experiments/observers.py; NaN where a
+    unit lacks that observer."""
 
     @property
-    def sides(self) -> np.ndarray:
-        """(E, P) float32, 1 for the upper half of the levels, 0 for the lower."""
+    def sides(self) -> Float[np.ndarray, "E P"]:
+        """1 for the upper half of the levels, 0 for the lower."""
         return np.where(np.isnan(self.labels), np.nan, self.labels >= self.levels / 2)
 
     @functools.cached_property
-    def logit_true(self) -> np.ndarray:
-        """(E, F, P) logit of the true side of the threshold, all digits of a side together."""
+    def logit_true(self) -> Float[np.ndarray, "E 2 P"]:
+        """Logit of the true side of the threshold, all digits of a side together."""
         half = self.levels // 2
         logits = self.logits.astype(np.float64)
         upper = logsumexp(logits[..., half:], axis=-1) - logsumexp(logits[..., :half], axis=-1)
@@ -107,68 +107,95 @@ class ReportSeries:
 
 
 def control_series(
-    store: Store, targeted: Collection[str], keys: Sequence[UnitKey], records: Records
+    targeted: Collection[str], keys: Sequence[UnitKey], units: Sequence[ControlUnit]
 ) -> ControlSeries:
-    """Return the units ``keys`` as one series; axes that were ``targeted`` somewhere are kept as affected."""
-    names, layers_read = _columns(records[0])
-    for key, record in zip(keys, records, strict=True):
-        if key.axis not in names or _columns(record) != (names, layers_read):
-            raise UserError(
-                f"{store.unit(key)} was scored on other axes or layers than the rest: redo it with "
-                "--overwrite"
-            )
-    affected = tuple(sorted((name for name in names if _is_shown(name, targeted)), key=axis_order))
-    columns = [names.index(name) for name in affected]
-    shots = np.unique(np.concatenate([r["n"] for r in records]))
-    modes = tuple(m for m in MODES if any(m in r["mode"] for r in records))
-    shape = (len(records), len(shots), len(modes), 2, 2)
-    wide = {"scores": len(affected), "by_layer": len(layers_read), "projection": len(layers_read)}
-    arrays = {name: np.full((*shape, size), np.nan, np.float32) for name, size in wide.items()}
-    arrays |= {name: np.full(shape, np.nan, np.float32) for name in ("copy_rate", "cut", "empty")}
+    """Return the units ``keys`` as one series.
+
+    Args:
+        targeted: axes that were targeted somewhere; they are kept as affected ones whatever they are.
+        keys: of one axis, layer and number of levels.
+        units: theirs. What one of them was not scored on, or does not hold, is NaN: an axis may have been
+            imported between two runs.
+
+    Raises:
+        ValueError: hidden states of differing sizes, which reading refuses.
+    """
+    names = {name for unit in units for name in unit.affected if _is_shown(name, targeted)}
+    affected = tuple(sorted(names, key=axis_order))
+    layers = np.unique(np.concatenate([unit.layers for unit in units]))
+    shots = np.unique(np.concatenate([unit.n for unit in units]))
+    modes = tuple(mode for mode in MODES if any(mode in unit.mode for unit in units))
+    shape = (len(units), len(shots), len(modes), 2, 2)
+    wide = {"scores": (len(affected),), "by_layer": layers.shape, "projection": layers.shape}
+    arrays = {name: np.full((*shape, *wide.get(name, ())), np.nan, np.float32) for name in COLUMNS}
     text = np.full(shape, None, object)
-    for e, record in enumerate(records):
-        mode = np.array([modes.index(m) for m in record["mode"]], dtype=int)
-        flip, want = (np.asarray(record[name]).astype(int) for name in ("flip", "want"))
-        cell = (e, np.searchsorted(shots, record["n"]), mode, flip, want)
+    for e, unit in enumerate(units):
+        mode = np.array([modes.index(name) for name in unit.mode], dtype=int)
+        cell = (np.full(len(mode), e), np.searchsorted(shots, unit.n), mode, unit.flip.astype(int), unit.want)
+        columns = {"scores": _places(affected, unit.affected)}
+        columns |= dict.fromkeys(("by_layer", "projection"), _places(layers.tolist(), unit.layers.tolist()))
         for name, array in arrays.items():
-            array[cell] = record[name][:, columns] if name == "scores" else record[name]
-        text[cell] = np.array(record["text"], dtype=object)
-    exps = np.array([key.exp for key in keys])
-    if len({part.shape for r in records for part in r["difference"].values()}) > 1:
-        raise UserError(
-            f"the control units of {store.folder} have hidden states of differing sizes: redo them"
-        )
-    moved = {mode: np.stack([r["difference"][mode] for r in records]) for mode in modes}
-    about = {"affected": affected, "layers_read": np.array(layers_read), "text": text, "differences": moved}
-    first = keys[0]
-    return ControlSeries(first.axis, first.layer, first.levels, exps, shots, modes, **about, **arrays)
+            _put(array, cell, getattr(unit, name), columns.get(name))
+        text[cell] = np.array(unit.text, dtype=object)
+    first, exps = keys[0], np.array([key.exp for key in keys])
+    moved = {mode: _differences(units, mode) for mode in modes}
+    return ControlSeries(
+        first.axis, first.layer, first.levels, exps, shots, modes, affected, layers_read=layers, text=text,
+        differences=moved, **arrays,
+    )  # fmt: skip
+
+
+Places = tuple[list[int], list[int]]
+"""Columns of a series, and those of a unit that belong there."""
+
+
+def _places(wanted: Sequence[object], there: Sequence[object]) -> Places:
+    place = {name: column for column, name in enumerate(there)}
+    pairs = [(column, place[name]) for column, name in enumerate(wanted) if name in place]
+    return [column for column, _ in pairs], [column for _, column in pairs]
+
+
+def _put(
+    array: np.ndarray, cell: tuple[np.ndarray, ...], values: np.ndarray | None, columns: Places | None
+) -> None:
+    """Write a unit's ``values`` (T,) or (T, K) into the cells of its trials; None: it does not have them."""
+    if values is None:
+        return
+    if columns is None:
+        array[cell] = values
+    else:
+        trials = tuple(part[:, None] for part in cell)
+        array[trials + (np.array(columns[0], dtype=int),)] = values[:, columns[1]]
+
+
+def _differences(units: Sequence[ControlUnit], mode: str) -> Float[np.ndarray, "E D"]:
+    found = [unit.difference.get(mode) for unit in units]
+    size = next(len(moved) for moved in found if moved is not None)
+    rows = [np.full(size, np.nan) if moved is None else moved for moved in found]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"hidden states of sizes {sorted({len(row) for row in rows})} in one series")
+    return np.stack(rows)
 
 
 def _is_shown(name: str, targeted: Collection[str]) -> bool:
     """Return whether an affected axis is kept: units are scored on every PC, 512 of them."""
-    return name in targeted or pc_number(name) in (None, *SHOWN_PCS)
+    number = pc_number(name)
+    return number is None or name in targeted or number in SHOWN_PCS
 
 
-def _columns(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the axes and the layers that a control unit was scored on."""
-    layers = record.get("layers", range(record["by_layer"].shape[1]))
-    return tuple(record["affected"]), tuple(int(layer) for layer in layers)
-
-
-def report_series(keys: Sequence[UnitKey], records: Records) -> ReportSeries:
-    """Return the units ``keys`` as one series."""
-    first, longest = keys[0], max(len(r["labels"]) for r in records)
-    logits = np.full((len(records), 2, longest, first.levels), np.nan, np.float32)
-    wide = {name: np.full((len(records), longest), np.nan, np.float32) for name in ("labels", "scores")}
-    names = sorted({name for r in records for name in r["observers"]})
-    observers = {name: np.full((len(records), longest), np.nan, np.float32) for name in names}
-    for e, record in enumerate(records):
-        n = len(record["labels"])
-        for name, array in wide.items():
-            array[e, :n] = record[name]
-        for name, values in record["observers"].items():
+def report_series(keys: Sequence[UnitKey], units: Sequence[ReportUnit]) -> ReportSeries:
+    """Return the units ``keys`` as one series; where a unit is shorter or lacks an observer, it is NaN."""
+    first, shape = keys[0], (len(units), max(len(unit.labels) for unit in units))
+    logits = np.full((len(units), 2, shape[1], first.levels), np.nan, np.float32)
+    labels, scores = (np.full(shape, np.nan, np.float32) for _ in range(2))
+    names = sorted({name for unit in units for name in unit.observers})
+    observers = {name: np.full(shape, np.nan, np.float32) for name in names}
+    for e, unit in enumerate(units):
+        n = len(unit.labels)
+        labels[e, :n], scores[e, :n] = unit.labels, unit.scores
+        for name, values in unit.observers.items():
             observers[name][e, :n] = values
-        for row, flip in zip(record["logits"], record["flip"], strict=True):
+        for row, flip in zip(unit.logits, unit.flip, strict=True):
             logits[e, int(flip), :n] = row[:, ::-1] if flip else row
     exps = np.array([key.exp for key in keys])
-    return ReportSeries(first.axis, first.layer, first.levels, exps, logits, **wide, observers=observers)
+    return ReportSeries(first.axis, first.layer, first.levels, exps, logits, labels, scores, observers)

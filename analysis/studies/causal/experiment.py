@@ -31,7 +31,7 @@ from analysis.experiments.study import Study
 from analysis.experiments.trials import axis_turns, draw_order, mirrored
 from analysis.process_prompts import Encoded, Prompter, Prompts, Turn, shown_turn
 from analysis.results.claims import claim
-from analysis.results.store import read, write
+from analysis.results.store import finished, read, write
 from configs.settings import CONFIG_DIR, read_yaml
 from utils import LoadedModel
 
@@ -141,7 +141,7 @@ def run_experiments(
         UserError: the file was made with other settings.
     """
     with claim(path, wait=True):
-        done = [] if overwrite or not path.exists() else list(read(path, identity)["experiments"])
+        done = list(read(path, identity)["experiments"]) if finished(path, identity, overwrite) else []
         if len(done) < n:
             work, about = start()
             for exp in bar(range(len(done), n), desc=path.stem, unit="experiment"):

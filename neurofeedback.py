@@ -134,8 +134,8 @@ def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
 
     control, report = tables_read.load_control(store), tables_read.load_report(store)
     rows, report_rows = control_tables.control_table(control), report_tables.report_table(report)
-    reported = plot_pred.make_figures(store, kinds=plot_pred.KINDS, data=report, rows=report_rows)
-    controlled = plot_imit.make_figures(store, kinds=plot_imit.KINDS, data=control, rows=rows)
+    reported = plot_pred.make_figures(store, chosen=plot_pred.KINDS, data=report, rows=report_rows)
+    controlled = plot_imit.make_figures(store, chosen=plot_imit.KINDS, data=control, rows=rows)
     shown = [one for one in reported if one.kind in plot_pred.MAIN]
     shown += [one for one in controlled if one.kind in plot_imit.MAIN]
     examples = report_page.collect_examples(control, limit=6)

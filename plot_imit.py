@@ -1,41 +1,42 @@
 """Figures of the control experiments: can the model move its own activations?
 
 Reads   results/<model>/<dataset>/imit_*.pkl, axes_layer*.pkl and split.pkl; never loads a model
-Writes  results/<model>/<dataset>/figures/: control_*.png, axes_*.png, summary_imit.csv (effects),
-        summary.csv (every plotted number) and index.html (every figure)
+Writes  results/<model>/<dataset>/figures/: control_*.png, axes_*.png, summary_imit.csv (effects of the runs
+        that were asked for); adds to summary.csv (every plotted number) and index.html (every figure)
 Try     python plot_imit.py --model smollm2 --dataset commonsense --all --format png pdf
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.cli.flags import base_parser
 from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
 from analysis.cli.script import script, setup_logging
+from analysis.pages import kinds
 from analysis.results.store import Store
 from analysis.tables.text import interval, show_p, text_table, write_csv
 from configs.settings import MODES
 
 if TYPE_CHECKING:
-    from analysis.pages.drawn import Drawn, Written
+    from analysis.pages.figures_folder import Written
     from analysis.tables.read import ControlData
+    from analysis.tables.rows import Row
 
-Row = dict[str, Any]
-MAIN = ("effect", "readout", "heatmap", "scores", "layers", "axes")
-"""Kinds of figures that are drawn without --figure and --all."""
-KINDS = (*MAIN, "density", "accumulation", "precision", "cosine", "models")
+KINDS = kinds.of_stage(kinds.CONTROL)
+MAIN = kinds.main_of(kinds.CONTROL)
+BOTH = "both"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_plot_flags(parser, KINDS, MAIN)
+    add_plot_flags(parser, {name: kind.what for name, kind in KINDS.items()}, MAIN)
     parser.add_argument(
-        "--mode", choices=("both", *MODES), default="both",
+        "--mode", choices=(BOTH, *MODES), default=BOTH,
         help="active: the model writes; inactive: it reads a given sentence (default: %(default)s)",
     )  # fmt: skip
     return parser.parse_args(argv)
@@ -44,10 +45,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def make_figures(
     store: Store,
     *,
-    kinds: Sequence[str] = MAIN,
+    chosen: Collection[str] = MAIN,
     axes: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
-    mode: str = "both",
+    mode: str = BOTH,
     models: Sequence[str] | None = None,
     formats: Sequence[str] = ("png",),
     out: Path | None = None,
@@ -57,7 +58,7 @@ def make_figures(
     """Draw figures of the control experiments, and write their tables and the index page next to them.
 
     Args:
-        kinds: see KINDS.
+        chosen: kinds of figures, see KINDS.
         axes, layers, mode: narrow the choice; None and ``both``: all that has runs.
         models: other models for the kind ``models``; None: all with runs on the dataset.
         out: folder, default ``store.figures``.
@@ -66,50 +67,19 @@ def make_figures(
     Raises:
         UserError: nothing to draw; the message holds the command that makes it.
     """
-    from analysis.pages.drawn import write_drawn
-    from analysis.pages.index import finish_folder
+    from analysis.pages.control import ControlView
+    from analysis.pages.figures_folder import add_figures
     from analysis.tables import control as control_tables
     from analysis.tables import read as tables_read
 
     data = data or tables_read.load_control(store, axes, layers)
-    data = data if mode == "both" else tables_read.only_modes(data, [mode])
+    data = data if mode == BOTH else tables_read.only_modes(data, [mode])
     rows = rows or control_tables.control_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_imit.csv")
-    about = {"stage": "control", "model": store.model, "dataset": store.dataset}
-    drawn = _figures(store, data, rows, kinds, axes, models)
-    written = write_drawn(drawn, folder, formats, about)
-    finish_folder(folder, "control", written, formats, f"{store.model}, {store.dataset}", data.meta)
-    return written
-
-
-def _figures(
-    store: Store,
-    data: ControlData,
-    rows: Sequence[Row],
-    kinds: Sequence[str],
-    axes: Sequence[str] | None,
-    models: Sequence[str] | None,
-) -> Iterator[Drawn]:
-    from analysis.pages import axes as pages_axes
-    from analysis.pages import control as pages_control
-    from analysis.pages import models as pages_models
-
-    directions = pages_axes.direction_reader(store)
-    for layer, levels in sorted({(s.layer, s.levels) for s in data.series}):
-        here = pages_control.LayerFigures(store, data, rows, layer, levels, directions)
-        for kind, draw in pages_control.KINDS.items():
-            if kind in kinds and (drawn := draw(here)) is not None:
-                yield drawn
-    if "layers" in kinds:
-        yield from pages_control.across_layers(store, data, rows)
-    if "axes" in kinds and store.layers():
-        yield from pages_axes.axes_figures(store)
-    if "models" in kinds:
-        stores = pages_models.other_stores(store, models, "imit", axes)
-        if len(stores) > 1:
-            found = [pages_models.control_results(other, axes) for other in stores]
-            yield from pages_models.control_figures(found, store.dataset)
+    about = {"stage": kinds.CONTROL, "model": store.model, "dataset": store.dataset}
+    drawn = kinds.draw(kinds.CONTROL, chosen, ControlView(store, data, rows, axes, models))
+    return add_figures(folder, drawn, formats, about, data.meta)
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -137,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     store = Store(args.results, args.model, args.dataset)
     data = tables_read.load_control(store, args.axes, resolve_layers(store, args.layer, "imit"))
-    data = data if args.mode == "both" else tables_read.only_modes(data, [args.mode])
+    data = data if args.mode == BOTH else tables_read.only_modes(data, [args.mode])
     rows = control_tables.control_table(data)
     written = make_figures(
-        store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
+        store, chosen=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
         formats=args.format, out=args.out, data=data, rows=rows,
     )  # fmt: skip
     print(summary(rows))

@@ -1,45 +1,45 @@
 """Figures of the report experiments: can the model predict the scores of its own activations?
 
 Reads   results/<model>/<dataset>/pred_*.pkl; never loads a model
-Writes  results/<model>/<dataset>/figures/: report_*.png, summary_pred.csv (accuracies), summary.csv (every
-        plotted number) and index.html (every figure)
+Writes  results/<model>/<dataset>/figures/: report_*.png, summary_pred.csv (accuracies of the runs that were
+        asked for); adds to summary.csv (every plotted number) and index.html (every figure)
 Try     python plot_pred.py --model smollm2 --dataset commonsense --all --format png pdf
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.cli.flags import base_parser
 from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
 from analysis.cli.script import script, setup_logging
+from analysis.pages import kinds
 from analysis.results.store import Store
 from analysis.tables.text import interval, show_p, text_table, write_csv
 
 if TYPE_CHECKING:
-    from analysis.pages.drawn import Drawn, Written
+    from analysis.pages.figures_folder import Written
     from analysis.tables.read import ReportData
+    from analysis.tables.rows import Row
 
-Row = dict[str, Any]
-MAIN = ("report", "layers", "observers", "levels")
-"""Kinds of figures that are drawn without --figure and --all."""
-KINDS = (*MAIN, "mean", "confusion", "level_scores", "models")
+KINDS = kinds.of_stage(kinds.REPORT)
+MAIN = kinds.main_of(kinds.REPORT)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
     parser = base_parser(__doc__)
-    add_plot_flags(parser, KINDS, MAIN)
+    add_plot_flags(parser, {name: kind.what for name, kind in KINDS.items()}, MAIN)
     return parser.parse_args(argv)
 
 
 def make_figures(
     store: Store,
     *,
-    kinds: Sequence[str] = MAIN,
+    chosen: Collection[str] = MAIN,
     axes: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     models: Sequence[str] | None = None,
@@ -52,8 +52,8 @@ def make_figures(
 
     Args, Raises: as for ``plot_imit.make_figures``, with load_report and report_table.
     """
-    from analysis.pages.drawn import write_drawn
-    from analysis.pages.index import finish_folder
+    from analysis.pages.figures_folder import add_figures
+    from analysis.pages.report import ReportView
     from analysis.tables import read as tables_read
     from analysis.tables import report as report_tables
 
@@ -61,29 +61,9 @@ def make_figures(
     rows = rows or report_tables.report_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_pred.csv")
-    about = {"stage": "report", "model": store.model, "dataset": store.dataset}
-    written = write_drawn(_figures(store, data, rows, kinds, axes, models), folder, formats, about)
-    finish_folder(folder, "report", written, formats, f"{store.model}, {store.dataset}", data.meta)
-    return written
-
-
-def _figures(
-    store: Store,
-    data: ReportData,
-    rows: Sequence[Row],
-    kinds: Sequence[str],
-    axes: Sequence[str] | None,
-    models: Sequence[str] | None,
-) -> Iterator[Drawn]:
-    from analysis.pages import models as pages_models
-    from analysis.pages import report as pages_report
-
-    yield from pages_report.report_figures(store, data, rows, kinds)
-    if "models" in kinds:
-        stores = pages_models.other_stores(store, models, "pred", axes)
-        if len(stores) > 1:
-            found = [pages_models.report_results(other, axes) for other in stores]
-            yield from pages_models.report_figures(found, store.dataset)
+    about = {"stage": kinds.REPORT, "model": store.model, "dataset": store.dataset}
+    drawn = kinds.draw(kinds.REPORT, chosen, ReportView(store, data, rows, axes, models))
+    return add_figures(folder, drawn, formats, about, data.meta)
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -116,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = tables_read.load_report(store, args.axes, resolve_layers(store, args.layer, "pred"))
     rows = report_tables.report_table(data)
     written = make_figures(
-        store, kinds=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
+        store, chosen=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,
         formats=args.format, out=args.out, data=data, rows=rows,
     )  # fmt: skip
     print(summary(rows))

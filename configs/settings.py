@@ -56,6 +56,9 @@ LEVELS = (2, 4, 6, 8, 10)
 THRESHOLDS = ("median", "zero")
 """Where a score becomes label 1: the median of the fitting scores, or their mean."""
 
+FORMATS = ("png", "pdf", "svg")
+"""File formats of figures."""
+
 MODEL_CONFIGS: dict[str, str] = {"smollm2": "cpu.yml"}
 """Models whose default sizes differ from the paper's: the embedded model is sized for two CPU cores."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import re
 from pathlib import Path
 
@@ -16,8 +15,12 @@ from matplotlib.image import imsave
 import plot_imit
 import plot_pred
 from analysis.figures import style
+from analysis.pages import kinds
 from analysis.pages import models as pages_models
+from analysis.pages.control import ControlView
 from analysis.pages.drawn import COLUMNS, Drawn
+from analysis.pages.figures_folder import read_records
+from analysis.pages.report import ReportView
 from analysis.results.store import Store
 from analysis.tables import control as control_tables
 from analysis.tables import read as tables_read
@@ -40,8 +43,8 @@ def draw(store: Store) -> dict[str, Drawn]:
     """Return every figure of both scripts by name, not rendered."""
     control, report = tables_read.load_control(store), tables_read.load_report(store)
     rows, table = control_tables.control_table(control), report_tables.report_table(report)
-    parts = [*plot_imit._figures(store, control, rows, plot_imit.KINDS, None, None)]
-    parts += plot_pred._figures(store, report, table, plot_pred.KINDS, None, None)
+    parts = [*kinds.draw(kinds.CONTROL, plot_imit.KINDS, ControlView(store, control, rows))]
+    parts += kinds.draw(kinds.REPORT, plot_pred.KINDS, ReportView(store, report, table))
     assert len({one.name for one in parts}) == len(parts)
     return {one.name: one for one in parts}
 
@@ -150,23 +153,18 @@ def test_every_figure_brings_numbers_with_known_columns(drawn):
             assert set(row) <= set(COLUMNS) and {"metric", "value"} <= set(row)
 
 
-def test_rows_of_the_other_script_stay_in_the_summary(store, tmp_path, quick):
+def test_rows_of_other_figures_and_of_the_other_script_stay_in_the_summary(store, tmp_path, quick):
     assert run(plot_imit, store, "--figure", "effect", out=tmp_path) == 0
     control = summary(tmp_path)
     assert run(plot_pred, store, "--figure", "report", out=tmp_path) == 0
     assert [row for row in summary(tmp_path) if row["stage"] == "control"] == control
     assert run(plot_imit, store, "--figure", "cosine", "--mode", "active", out=tmp_path) == 0
     rows = summary(tmp_path)
-    assert {row["metric"] for row in rows if row["stage"] == "control"} == {"cosine"}
+    assert [row for row in rows if row["metric"] == "cohens_d"] == control
+    assert {row["metric"] for row in rows if row["stage"] == "control"} == {"cohens_d", "cosine"}
     assert {row["stage"] for row in rows} == {"control", "report"}
     assert {(row["model"], row["dataset"]) for row in rows} == {("smollm2", "commonsense")}
     assert all((tmp_path / f"{row['figure']}.png").exists() for row in rows)
-
-
-def test_a_summary_with_other_columns_is_refused(store, tmp_path, quick, capsys):
-    (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
-    assert run(plot_imit, store, "--figure", "effect", out=tmp_path) == 2
-    assert re.fullmatch(r"error: .*summary\.csv has other columns .* move it away\n", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- which figures
@@ -188,12 +186,17 @@ def test_all_draws_every_kind_and_the_page_lists_every_figure(store, drawn, tmp_
     assert run(plot_pred, store, "--all", out=tmp_path) == 0
     assert {path.stem for path in tmp_path.glob("*.png")} == CONTROL | REPORT | OVERVIEWS
     assert {one.kind for one in drawn.values()} == {*plot_imit.KINDS, *plot_pred.KINDS}
-    listed = json.loads((tmp_path / "figures.json").read_text())
-    assert {entry["name"] for entry in listed} == CONTROL | REPORT | OVERVIEWS
+    assert {record.name for record in read_records(tmp_path)} == CONTROL | REPORT
     page = html.unescape((tmp_path / "index.html").read_text())
+    assert all(f"./{name}.png" in page for name in OVERVIEWS)
     for name, one in drawn.items():
         assert f"./{name}.png" in page and one.caption in page and one.group in page
-    assert len(summary(tmp_path)) == sum(len(one.numbers) for one in drawn.values())
+    rows = summary(tmp_path)
+    assert len(rows) == sum(len(one.numbers) for one in drawn.values())
+    assert run(plot_imit, store, "--figure", "density", out=tmp_path) == 0  # one figure adds to the folder
+    assert run(plot_pred, store, "--layer", "3", "--figure", "report", out=tmp_path) == 0  # so does one layer
+    again = html.unescape((tmp_path / "index.html").read_text())
+    assert again.split('"provenance"')[0] == page.split('"provenance"')[0] and summary(tmp_path) == rows
 
 
 ALONE = [*((plot_imit, kind) for kind in plot_imit.KINDS), (plot_pred, "layers"), (plot_pred, "mean")]
@@ -251,25 +254,10 @@ def test_notes_of_one_experiment_claim_no_interval(tmp_path):
 # ---------------------------------------------------------------- folder
 
 
-def test_an_overview_of_a_layer_is_made_once_both_scripts_have_run(store, tmp_path, quick):
-    assert run(plot_imit, store, "--figure", "effect", "--layer", "1", out=tmp_path) == 0
-    assert not list(tmp_path.glob("overview*"))  # one figure needs no overview
-    before = json.loads((tmp_path / "figures.json").read_text())
-    assert run(plot_pred, store, "--figure", "report", "--layer", "1", out=tmp_path) == 0
-    assert {path.stem for path in tmp_path.glob("overview*")} == {
-        "overview_layer1",
-        "overview_layer1_8levels",
-    }
-    listed = json.loads((tmp_path / "figures.json").read_text())
-    assert all(entry in listed for entry in before) and len(listed) == 6
-    assert listed[0]["group"] == "overview"
-
-
-@pytest.mark.parametrize("text", ["[{", "[1]", '[{"name": "x"}]'])
-def test_a_broken_list_of_figures_is_one_clear_error(text, store, tmp_path, quick, capsys):
-    (tmp_path / "figures.json").write_text(text)
-    assert run(plot_imit, store, "--figure", "cosine", out=tmp_path) == 2
-    assert re.fullmatch(r"error: .*figures\.json is not readable: .*\n", capsys.readouterr().err)
+def test_every_kind_has_a_function_that_draws_it_and_a_line_of_help():
+    for kind in kinds.KINDS:
+        assert callable(kind.function) and kind.what
+    assert len({(kind.stage, kind.name) for kind in kinds.KINDS}) == len(kinds.KINDS)
 
 
 # ---------------------------------------------------------------- several models

@@ -12,6 +12,7 @@ from analysis.figures import control as figures_control
 from analysis.figures import report, style
 from analysis.figures.style import Curve
 from analysis.pages.axes import axes_figures, load_axes
+from analysis.pages.control import ControlView
 from analysis.results import commands
 from analysis.results import store as results
 from analysis.results.store import UnitKey
@@ -218,7 +219,8 @@ def test_report_panels_show_curves_chance_and_baselines():
 def test_the_overview_counts_held_out_sentences(study):
     data = load_axes(study)
     assert data.layers == list(range(12)) and data.n_trial == 60
-    fig = next(drawn.figure for drawn in axes_figures(study) if drawn.name == "axes_overview")
+    view = ControlView(study, tables_read.load_control(study), [])
+    fig = next(drawn.figure for drawn in axes_figures(view) if drawn.name == "axes_overview")
     assert "n = 60 held-out sentences" in fig.get_supxlabel()
     line = next(line for line in fig.axes[0].lines if line.get_label() == "lr")
     np.testing.assert_allclose(line.get_ydata(), data.accuracy["lr"])

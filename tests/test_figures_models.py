@@ -8,10 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Affine2D, Bbox
 from scipy.stats import linregress
 
-from analysis.base.errors import UserError
 from analysis.figures import models
-from analysis.figures.models import plot_depth, plot_observers, plot_size, power_fit, short_names
+from analysis.figures.models import plot_depth, plot_observers, plot_size, short_names
 from analysis.figures.style import Curve, canvas
+from analysis.statistics.power_law import power_fit
 
 MODELS = (
     "smollm2", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "google/gemma-3-12b-it",
@@ -163,7 +163,7 @@ def test_effects_not_above_zero_are_left_out_and_counted_and_missing_ones_are_no
 def test_no_line_for_two_points_or_for_one_size_and_sizes_are_checked():
     assert power_fit([1, 2, 3], [1, 1, 0]) is None
     assert power_fit([5, 5, 5], [1, 2, 3]) is None
-    with pytest.raises(UserError, match="must be > 0"):
+    with pytest.raises(ValueError, match="must be > 0"):
         power_fit([0, 2, 3], [1, 1, 1])
 
 

@@ -35,7 +35,8 @@ def test_plot_imit_writes_the_main_figures_and_the_tables(store, capsys):
     names |= {"control_by_layer.png", "control_groups.png", "axes_overview.png", "axes_variance.png"}
     names |= {"axes_cosines.png", "summary_imit.csv", "summary.csv", "index.html"}
     printed = capsys.readouterr().out
-    more = {"figures.json", "overview_layer1.png", "overview_layer3.png"}
+    more = {"overview_layer1.png", "overview_layer3.png"}
+    more |= {name.replace(".png", ".json") for name in names if name.endswith(".png")}
     assert names | more == {path.name for path in store.figures.iterdir()}
     assert all(name in printed for name in names) and "d [95 % CI]" in printed
     with (store.figures / "summary_imit.csv").open() as handle:
@@ -49,7 +50,7 @@ def test_plot_pred_writes_a_figure_per_layer_and_one_of_all(store, capsys, tmp_p
     assert plot_pred.main(flags(store, "--out", str(tmp_path), "--format", "pdf", "svg")) == 0
     parts = ("layer1", "layer3", "by_layer", "observers")
     names = {f"report_{part}.{form}" for part in parts for form in ("pdf", "svg")}
-    tables = {"summary_pred.csv", "summary.csv", "index.html", "figures.json"}
+    tables = {"summary_pred.csv", "summary.csv", "index.html"} | {f"report_{part}.json" for part in parts}
     assert {path.name for path in tmp_path.iterdir()} == names | tables
     assert "majority" in capsys.readouterr().out
 
@@ -66,11 +67,11 @@ def test_a_single_run_of_one_n_can_be_drawn(tmp_path):
     few = fake_results.write_study(
         tmp_path, axes=("lr",), layers=(0,), n_layers=1, n_exp=1, shots=(0,), report_n=2, modes=("active",)
     )
-    drawn = {figure.name for figure in plot_imit.make_figures(few, kinds=plot_imit.KINDS)}
+    drawn = {figure.name for figure in plot_imit.make_figures(few, chosen=plot_imit.KINDS)}
     kinds = ("control", *(f"control_{kind}" for kind in ("readout", "heatmap", "scores", "density")))
     kinds += tuple(f"control_{kind}" for kind in ("accumulation", "precision", "cosine"))
     assert drawn == {*(f"{kind}_layer0" for kind in kinds), "axes_overview", "axes_variance"}
-    reported = {figure.name for figure in plot_pred.make_figures(few, kinds=plot_pred.KINDS)}
+    reported = {figure.name for figure in plot_pred.make_figures(few, chosen=plot_pred.KINDS)}
     assert reported == {"report_layer0", "report_observers"}
 
 
@@ -124,10 +125,10 @@ def test_help_is_instant_and_nothing_loads_torch(script):
 def test_the_ensemble_has_no_direction_that_other_layers_could_be_read_along(tmp_path):
     small = {"layers": (0,), "n_layers": 2, "n_exp": 2, "shots": (0, 4), "report_n": 8}
     both = fake_results.write_study(tmp_path / "a", axes=("lr", "lr_ensemble"), **small)
-    (drawn,) = plot_imit.make_figures(both, kinds=["accumulation"])
+    (drawn,) = plot_imit.make_figures(both, chosen=["accumulation"])
     assert drawn.name == "control_accumulation_layer0"
     with (both.figures / "summary.csv").open() as handle:
         assert {row["axis"] for row in csv.DictReader(handle)} == {"lr"}
     alone = fake_results.write_study(tmp_path / "b", axes=("lr_ensemble",), extra=("lr",), **small)
     with pytest.raises(UserError, match="allow none of the figures asked for"):
-        plot_imit.make_figures(alone, kinds=["accumulation"])
+        plot_imit.make_figures(alone, chosen=["accumulation"])

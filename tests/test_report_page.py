@@ -11,7 +11,7 @@ from analysis.figures import control as figures_control
 from analysis.figures import style
 from analysis.figures.style import Curve
 from analysis.pages import report_page
-from analysis.pages.drawn import Written
+from analysis.pages.figures_folder import Written
 from analysis.tables import control as control_tables
 from analysis.tables import findings
 from analysis.tables import read as tables_read

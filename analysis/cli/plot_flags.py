@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from analysis.results.commands import no_axes
 from analysis.results.store import Store
-from analysis.tables.text import log
 from configs.layers import choose_layers
+from configs.settings import FORMATS
+
+log = logging.getLogger(__name__)
 
 
-def add_plot_flags(parser: argparse.ArgumentParser, kinds: Sequence[str], main: Sequence[str]) -> None:
-    """Add the flags of both plot scripts; ``main`` are the kinds of figures drawn by default."""
+def add_plot_flags(parser: argparse.ArgumentParser, kinds: Mapping[str, str], main: Collection[str]) -> None:
+    """Add the flags of both plot scripts.
+
+    Args:
+        parser: of the script.
+        kinds: kind of figure -> what it shows.
+        main: the kinds drawn by default.
+    """
     parser.add_argument(
-        "--figure", nargs="+", choices=kinds, metavar="KIND",
-        help=f"which figures: {', '.join(kinds)} (default: {', '.join(main)})",
+        "--figure", nargs="+", choices=tuple(kinds), metavar="KIND",
+        help=f"which figures, see below (default: {', '.join(main)})",
     )  # fmt: skip
+    lines = [f"  {name:13s} {what}" for name, what in kinds.items()]
+    parser.epilog = "\n".join(["kinds of figures:", *lines])
     parser.add_argument("--all", action="store_true", help="every figure that the results on disk allow")
     parser.add_argument(
         "--models", nargs="+", metavar="NAME",
@@ -29,7 +40,7 @@ def add_plot_flags(parser: argparse.ArgumentParser, kinds: Sequence[str], main: 
     )  # fmt: skip
     parser.add_argument("--axes", nargs="+", metavar="NAME", help="such as lr pc1 (default: all with runs)")
     parser.add_argument(
-        "--format", nargs="+", choices=("png", "pdf", "svg"), default=["png"],
+        "--format", nargs="+", choices=FORMATS, default=["png"],
         help="file formats, several allowed (default: png)",
     )  # fmt: skip
     parser.add_argument(
@@ -37,10 +48,10 @@ def add_plot_flags(parser: argparse.ArgumentParser, kinds: Sequence[str], main: 
     )
 
 
-def chosen_kinds(args: argparse.Namespace, kinds: Sequence[str], main: Sequence[str]) -> Sequence[str]:
+def chosen_kinds(args: argparse.Namespace, kinds: Collection[str], main: Collection[str]) -> set[str]:
     """Return the kinds of figures that ``--figure`` and ``--all`` ask for; ``--models`` implies its kind."""
-    chosen = kinds if args.all else args.figure or main
-    return chosen if args.models is None else list(dict.fromkeys([*chosen, "models"]))
+    chosen = set(kinds if args.all else args.figure or main)
+    return chosen if args.models is None else {*chosen, "models"}
 
 
 def resolve_layers(store: Store, spec: str, kind: str) -> list[int] | None:

@@ -1,21 +1,26 @@
-"""Figures of the axes themselves, how they lie among the principal components: arrays in, Figure out."""
+"""Figures of the axes: accuracy, and how they lie among principal components. Arrays in, Figure out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
+from scipy.stats import binomtest
 
 from analysis.axes.names import LR, pc
 from analysis.figures.style import (
     GREY,
+    Curve,
     canvas,
     colour,
     direct_labels,
+    error_line,
     key_below_title,
+    last_point,
     layer_axis,
     marker,
     styled,
@@ -25,6 +30,70 @@ COLUMNS = 5
 FLOOR = 1e-7
 """Shares of variance below this are rounding errors of float32 and lie outside the panels."""
 _DASHES = ("-", "--", ":", "-.")
+_TOGETHER = (1, 2, 8, 32, 128, 512)
+"""Numbers of leading principal components whose variance is added up in the figure over layers."""
+
+
+@styled
+def plot_axes_overview(
+    layers: Sequence[int],
+    accuracy: Mapping[str, np.ndarray],
+    n_trial: int | None,
+    variance: np.ndarray,
+    title: str,
+    note: str,
+) -> Figure:
+    """Draw the classifiers' held-out accuracy and the variance that the PCs explain.
+
+    Args:
+        layers: L numbers.
+        accuracy: axis -> (L,) share of right labels on the trial half; NaN where not fitted.
+        n_trial: sentences of the trial half, for Wilson's interval; None if not known.
+        variance: (L, R) explained variance ratio of every PC, NaN past the last one of a layer.
+    """
+    fig, (axes,) = canvas(1, 2, 2.7, title, note)
+    left, right = axes
+    x, names = np.asarray(layers, dtype=float), list(accuracy)
+    left.axhline(0.5, color=GREY, linewidth=0.6)
+    curves = {name: _wilson(x, values, n_trial) for name, values in accuracy.items()}
+    for name, curve in curves.items():
+        error_line(left, curve, name, names)
+    left.set_ylabel("held-out accuracy")
+    layer_axis(left, layers)
+    left.set_ylim(min(0.45, left.get_ylim()[0]), 1.02)
+    direct_labels(left, [(*last_point(c), name, colour(name, names)) for name, c in curves.items()])
+    _variance_panel(right, layers, variance)
+    return fig
+
+
+def _wilson(x: np.ndarray, values: np.ndarray, n: int | None) -> Curve:
+    ends = np.full((2, len(x)), np.nan)
+    for i, share in enumerate(values):
+        if n and np.isfinite(share):
+            found = binomtest(round(float(share) * n), n).proportion_ci(method="wilson")
+            ends[:, i] = found.low, found.high
+    return Curve(x, np.asarray(values, dtype=float), *ends)
+
+
+def _variance_panel(ax: Axes, layers: Sequence[int], variance: np.ndarray) -> None:
+    """Draw cumulative explained variance: over layers, or over the PCs where there is one layer."""
+    total = np.cumsum(np.nan_to_num(variance), axis=1)
+    ax.set_ylabel("variance explained")
+    ax.set_ylim(0, 1.02)
+    if len(layers) == 1:
+        ax.plot(np.arange(1, total.shape[1] + 1), total[0], color=colour(LR))
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_xlabel("first k principal components")
+        return
+    shown = [k for k in _TOGETHER if k <= total.shape[1]]
+    for k in shown:
+        ax.plot(layers, total[:, k - 1], color=colour(pc(k)), label=f"{k}")
+    layer_axis(ax, layers)
+    ends = [
+        (float(layers[-1]), float(total[-1, k - 1]), f"{k} PC{'s' * (k > 1)}", colour(pc(k))) for k in shown
+    ]
+    direct_labels(ax, ends)
 
 
 @styled
@@ -61,7 +130,7 @@ def plot_variance(
 
 def _spectrum(ax: Axes, ratios: np.ndarray, shares: Mapping[str, float], names: Sequence[str]) -> None:
     ratios = np.asarray(ratios, dtype=float)
-    style = {"marker": ".", "markersize": 4} if len(ratios) <= 32 else {}
+    style: dict[str, Any] = {"marker": ".", "markersize": 4} if len(ratios) <= 32 else {}
     ax.plot(np.arange(1, len(ratios) + 1), ratios, color=GREY, label="PCs", **style)
     for i, name in enumerate(names):  # also without a value, so that every panel has the same key
         share, dash = shares.get(name, np.nan), _DASHES[i % len(_DASHES)]
@@ -115,7 +184,7 @@ def plot_cosines(
         chance: |cosine| expected for a random direction, about sqrt(2 / (pi D)).
     """
     fig, ((left, right),) = canvas(1, 2, 2.9, title, note)
-    fig.get_layout_engine().set(w_pad=0.09)  # inches: names at the left lines, then the right scale
+    fig.set_layout_engine("constrained", w_pad=0.09)  # inches: names at the left lines, then the right scale
     left.axhline(chance, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     ends = _lines(left, layers, cosines, list(cosines))
     left.set_ylabel("|cosine| with the LR axis")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -146,7 +147,7 @@ def plot_heatmap(
 
 def _cells(ax: Axes, values: np.ndarray, reach: float) -> None:
     for row, column in np.ndindex(values.shape):
-        value = values[row, column]
+        value = float(values[row, column])
         known = bool(np.isfinite(value))
         pale = not known or abs(value) < 0.6 * reach
         text = f"{round(value, 2) + 0.0:.2f}" if known else "n/a"  # + 0.0: no minus before 0.00
@@ -197,11 +198,11 @@ def _bins(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _histogram(ax: Axes, behind: np.ndarray, high: np.ndarray, low: np.ndarray, bins: np.ndarray) -> None:
-    def draw(values: np.ndarray, **style: object) -> None:
+    def draw(values: np.ndarray, **style: Any) -> None:
         kept = values[np.isfinite(values)]
         if kept.size:
             kept = np.clip(kept, bins[0], bins[-1])  # what lies outside is counted in the last bin
-            ax.hist(kept, bins=bins, density=True, **style)
+            ax.hist(kept, bins=bins.tolist(), density=True, **style)
 
     draw(behind, color="#D0D0D0", label="original sentences")
     for values, hue, name in ((low, LOW, "low wanted"), (high, HIGH, "high wanted")):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -18,6 +20,7 @@ from analysis.figures.style import (
     LOW,
     MARKERS,
     OKABE_ITO,
+    Bars,
     Curve,
     canvas,
     colour,
@@ -30,8 +33,6 @@ from analysis.figures.style import (
 
 Sides = tuple[np.ndarray, np.ndarray]
 """Scores (n,) when high was wanted, scores (n,) when low was wanted."""
-Bars = tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]
-"""Names of T axes, values (T,), lower ends (T,) and upper ends (T,) of their 95 % intervals."""
 _PALE = "#D0D0D0"
 _LOW_DASH = (0, (4, 1.2))
 
@@ -213,10 +214,10 @@ def plot_groups(panels: Mapping[str, Mapping[str, Curve]], title: str, note: str
 
 
 def _error_points(
-    ax: Axes, curve: Curve, hue: str, mark: str, label: str, shift: float, **style: object
+    ax: Axes, curve: Curve, hue: str, mark: str, label: str, shift: float, **style: Any
 ) -> None:
     """Draw a curve with bars; ``shift`` moves the drawing by points, the data stay where they are."""
-    drawn = ax.plot(curve.x, curve.y, color=hue, marker=mark, label=label, **style)
+    drawn: list[Artist] = [*ax.plot(curve.x, curve.y, color=hue, marker=mark, label=label, **style)]
     drawn.append(ax.vlines(curve.x, curve.low, curve.high, color=hue, linewidth=0.8, alpha=0.7))
     for artist in drawn:  # after drawing, so that the limits of the axes come from the data
         artist.set_transform(ax.transData + ScaledTranslation(shift / 72, 0, ax.figure.dpi_scale_trans))
@@ -244,7 +245,9 @@ def plot_cosine_bars(panels: Mapping[str, Bars], title: str, note: str) -> Figur
 
 def _names_axis(ax: Axes, names: Sequence[str], panels: int) -> None:
     """Put the names of axes below x = 0, 1, ...; slanted where they would touch."""
-    slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(names) * panels > 8 else {}
+    slant: dict[str, Any] = (
+        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(names) * panels > 8 else {}
+    )
     ax.set_xticks(range(len(names)), names, **slant)
     margin = max(0.6, (4 - len(names)) / 2)  # few axes stand in the middle, near each other
     ax.set_xlim(-margin, len(names) - 1 + margin)
@@ -252,5 +255,5 @@ def _names_axis(ax: Axes, names: Sequence[str], panels: int) -> None:
 
 
 def _tell_missing(ax: Axes, missing: np.ndarray, height: float) -> None:
-    for x in np.flatnonzero(missing):
+    for x in np.flatnonzero(missing).tolist():
         ax.text(x, height, "n/a", ha="center", va="bottom", fontsize=6.5, color=GREY)

@@ -149,5 +149,7 @@ def _strip(ax: Axes, scores: np.ndarray, level: int, hue: str) -> None:
     spread = 0.6 * ((np.arange(len(known)) * 0.618034) % 1 - 0.5)  # golden ratio: even, and no random numbers
     ax.plot(known, level + spread, linestyle="none", marker=".", markersize=2.5, color=hue, alpha=0.6)
     text = f"{len(known)}" if len(known) == len(scores) else f"{len(known)} of {len(scores)}"
-    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    ax.annotate(text, (1, level), xytext=(2, 0), va="center", fontsize=6, color=GREY, **at)
+    ax.annotate(
+        text, (1, level), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
+        va="center", fontsize=6, color=GREY,
+    )  # fmt: skip

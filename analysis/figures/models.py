@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,14 +12,13 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
-from scipy.stats import linregress, t
 
-from analysis.base.errors import UserError
 from analysis.figures.control import EFFECT, MODE_TITLES
 from analysis.figures.style import (
     GREY,
     MARKERS,
     OKABE_ITO,
+    Bars,
     Curve,
     canvas,
     colour,
@@ -27,9 +26,7 @@ from analysis.figures.style import (
     key_below_title,
     styled,
 )
-
-Dots = tuple[list[str], np.ndarray, np.ndarray, np.ndarray]
-"""Names of T axes, accuracy (T,), low (T,) and high (T,) end of the interval."""
+from analysis.statistics.power_law import power_fit
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -77,7 +74,7 @@ def _model_line(ax: Axes, curve: Curve, models: list[str], i: int) -> None:
     hue = OKABE_ITO[i % len(OKABE_ITO)]
     label = short_names(models)[models[i]]
     many = len(curve.x) > 12
-    form = {"marker": MARKERS[i % len(MARKERS)], "markersize": 2 if many else 3.5}
+    form: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "markersize": 2 if many else 3.5}
     drawn = ax.plot(curve.x, curve.y, color=hue, label=label, linewidth=0.9 if many else 1.3, **form)
     bars = ax.vlines(curve.x, curve.low, curve.high, color=hue, linewidth=0.7, alpha=0.35 if many else 0.6)
     shift = 1.4 * (i - (len(models) - 1) / 2)
@@ -86,51 +83,6 @@ def _model_line(ax: Axes, curve: Curve, models: list[str], i: int) -> None:
 
 
 # ---------------------------------------------------------------- effect by size
-
-
-@dataclass(frozen=True)
-class PowerFit:
-    """effect = prefactor * size ** exponent, fitted by least squares to the logarithms."""
-
-    exponent: float
-    low: float
-    """Lower end of the 95 % interval of the exponent (t distribution, n - 2 degrees of freedom)."""
-    high: float
-    """Upper end."""
-    prefactor: float
-    n: int
-    """Models fitted."""
-    left_out: int
-    """Models whose effect is known and not > 0: they have no logarithm. The fit describes the others only."""
-
-
-def power_fit(size: np.ndarray, effect: np.ndarray) -> PowerFit | None:
-    """Fit a power law to the models whose effect is > 0.
-
-    Args:
-        size: (Q,) numbers of parameters, > 0.
-        effect: (Q,) effects; NaN is missing.
-
-    Returns:
-        The fit, None for fewer than 3 effects > 0 or where these have one size only.
-
-    Raises:
-        UserError: a size is not a number > 0.
-    """
-    size, effect = np.asarray(size, dtype=float), np.asarray(effect, dtype=float)
-    if not (np.isfinite(size) & (size > 0)).all():
-        raise UserError(
-            f"numbers of parameters {size.tolist()}: each must be > 0; leave a model out otherwise"
-        )
-    kept = effect > 0
-    if kept.sum() < 3 or len(set(size[kept])) < 2:
-        return None
-    line = linregress(np.log(size[kept]), np.log(effect[kept]))
-    reach = float(t.ppf(0.975, kept.sum() - 2) * line.stderr)
-    return PowerFit(
-        float(line.slope), float(line.slope) - reach, float(line.slope) + reach,
-        float(np.exp(line.intercept)), int(kept.sum()), int((effect <= 0).sum()),
-    )  # fmt: skip
 
 
 @styled
@@ -144,7 +96,7 @@ def plot_size(panels: Mapping[str, Mapping[str, Curve]], title: str, note: str) 
         panels: mode -> axis -> curve with x the number of parameters of each model.
 
     Raises:
-        UserError: a number of parameters is not > 0.
+        ValueError: a number of parameters is not > 0.
     """
     texts = {mode: [_fit_text(a, curve) for a, curve in by.items()] for mode, by in panels.items()}
     key = 0.18 + 0.13 * max(sum(1 + text.count("\n") for text in lines) for lines in texts.values())  # inches
@@ -173,7 +125,12 @@ def _size_series(ax: Axes, curve: Curve, axis: str, among: list[str]) -> None:
     fit = power_fit(curve.x, curve.y)
     if fit:
         ends = np.array([curve.x[curve.y > 0].min(), curve.x[curve.y > 0].max()])
-        style = {"color": colour(axis, among), "linewidth": 0.9, "linestyle": "--", "alpha": 0.8}
+        style: dict[str, Any] = {
+            "color": colour(axis, among),
+            "linewidth": 0.9,
+            "linestyle": "--",
+            "alpha": 0.8,
+        }
         ax.plot(ends, fit.prefactor * ends**fit.exponent, **style)
 
 
@@ -237,7 +194,7 @@ def _parameters(value: float) -> str:
 
 
 @styled
-def plot_observers(panels: Mapping[str, Mapping[str, Dots]], title: str, note: str) -> Figure:
+def plot_observers(panels: Mapping[str, Mapping[str, Bars]], title: str, note: str) -> Figure:
     """Draw the report accuracy of the model beside its baselines, one panel per model and layer.
 
     Args:
@@ -272,7 +229,7 @@ def plot_observers(panels: Mapping[str, Mapping[str, Dots]], title: str, note: s
     return fig
 
 
-def _dots(ax: Axes, dots: Dots, names: list[str], sources: list[str], source: str) -> None:
+def _dots(ax: Axes, dots: Bars, names: list[str], sources: list[str], source: str) -> None:
     i = sources.index(source)
     hue = OKABE_ITO[(1, 0, 2, 4, 3, 5, 6, 7)[i % 8]]  # the first source, the model, in the strongest colour
     y = np.array([names.index(name) for name in dots[0]]) + 0.8 * ((i + 0.5) / len(sources) - 0.5)

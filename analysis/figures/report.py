@@ -1,4 +1,4 @@
-"""Figures of the report experiments and of the axes themselves: arrays in, Figure out."""
+"""Figures of the report experiments: arrays in, Figure out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
-from scipy.stats import binomtest
 
-from analysis.axes.names import LR, pc
 from analysis.figures.style import (
     GREY,
     Curve,
@@ -18,10 +16,8 @@ from analysis.figures.style import (
     canvas,
     colour,
     direct_labels,
-    error_line,
     key_below_title,
     last_point,
-    layer_axis,
     shots_axis,
     styled,
 )
@@ -31,8 +27,6 @@ METRICS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy (nats)"}
 CHANCE = {"accuracy": 0.5, "cross_entropy": LN2}
 DASHES = {"majority": "--", "activations": "-.", "embeddings": ":", "words": (0, (1, 1, 4, 1))}
 """Baseline -> how its grey line is dashed."""
-_TOGETHER = (1, 2, 8, 32, 128, 512)
-"""Numbers of leading principal components whose variance is added up in a figure over layers."""
 
 
 @styled
@@ -117,65 +111,3 @@ def _report_panel(
         ends += [(*last_point(known), name, GREY) for name, known in baselines.items()]
         x_end = max(end[0] for end in ends)
         direct_labels(ax, [*ends, (x_end, CHANCE[metric], "chance", GREY)])
-
-
-@styled
-def plot_axes_overview(
-    layers: Sequence[int],
-    accuracy: Mapping[str, np.ndarray],
-    n_trial: int | None,
-    variance: np.ndarray,
-    title: str,
-    note: str,
-) -> Figure:
-    """Draw the classifiers' held-out accuracy and the variance that the PCs explain.
-
-    Args:
-        layers: L numbers.
-        accuracy: axis -> (L,) share of right labels on the trial half; NaN where not fitted.
-        n_trial: sentences of the trial half, for Wilson's interval; None if not known.
-        variance: (L, R) explained variance ratio of every PC, NaN past the last one of a layer.
-    """
-    fig, (axes,) = canvas(1, 2, 2.7, title, note)
-    left, right = axes
-    x, names = np.asarray(layers, dtype=float), list(accuracy)
-    left.axhline(0.5, color=GREY, linewidth=0.6)
-    curves = {name: _wilson(x, values, n_trial) for name, values in accuracy.items()}
-    for name, curve in curves.items():
-        error_line(left, curve, name, names)
-    left.set_ylabel("held-out accuracy")
-    layer_axis(left, layers)
-    left.set_ylim(min(0.45, left.get_ylim()[0]), 1.02)
-    direct_labels(left, [(*last_point(c), name, colour(name, names)) for name, c in curves.items()])
-    _variance_panel(right, layers, variance)
-    return fig
-
-
-def _wilson(x: np.ndarray, values: np.ndarray, n: int | None) -> Curve:
-    ends = np.full((2, len(x)), np.nan)
-    for i, share in enumerate(values):
-        if n and np.isfinite(share):
-            found = binomtest(round(float(share) * n), n).proportion_ci(method="wilson")
-            ends[:, i] = found.low, found.high
-    return Curve(x, np.asarray(values, dtype=float), *ends)
-
-
-def _variance_panel(ax: Axes, layers: Sequence[int], variance: np.ndarray) -> None:
-    """Draw cumulative explained variance: over layers, or over the PCs where there is one layer."""
-    total = np.cumsum(np.nan_to_num(variance), axis=1)
-    ax.set_ylabel("variance explained")
-    ax.set_ylim(0, 1.02)
-    if len(layers) == 1:
-        ax.plot(np.arange(1, total.shape[1] + 1), total[0], color=colour(LR))
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_xlabel("first k principal components")
-        return
-    shown = [k for k in _TOGETHER if k <= total.shape[1]]
-    for k in shown:
-        ax.plot(layers, total[:, k - 1], color=colour(pc(k)), label=f"{k}")
-    layer_axis(ax, layers)
-    ends = [
-        (float(layers[-1]), float(total[-1, k - 1]), f"{k} PC{'s' * (k > 1)}", colour(pc(k))) for k in shown
-    ]
-    direct_labels(ax, ends)

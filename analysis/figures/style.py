@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -25,7 +26,6 @@ from scipy.optimize import isotonic_regression
 from analysis.axes.names import PAPER_AXES, axis_order
 from analysis.base.files import save_bytes
 
-FORMATS = ("png", "pdf", "svg")
 WIDTH = 7.0
 """Inches: the text width of a paper with one column."""
 _TITLE_LINE, _NOTE_LINE = 92, 135
@@ -35,7 +35,7 @@ HIGH, LOW = "#D55E00", "#0072B2"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 """Okabe and Ito's colour-blind safe palette; its yellow, too pale for a line on white, became grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "figure.titlesize": 9, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False,
     "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
@@ -55,6 +55,18 @@ class Curve:
     """(Q,) lower end of the 95 % interval."""
     high: np.ndarray
     """(Q,) upper end."""
+
+
+class Bars(NamedTuple):
+    """One value with its interval for each of T names."""
+
+    names: Sequence[str]
+    value: np.ndarray
+    """(T,) float; NaN where not known."""
+    low: np.ndarray
+    """(T,) lower end of the 95 % interval."""
+    high: np.ndarray
+    """(T,) upper end."""
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -110,7 +122,7 @@ def shots_axis(ax: Axes, shots: Iterable[float]) -> None:
     positive = ticks[ticks > 0]
     start = float(positive[0]) if positive.size else 1.0
     ax.set_xscale("symlog", base=2, linthresh=start, linscale=0.5)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -125,7 +137,7 @@ def layer_axis(ax: Axes, layers: Sequence[int]) -> None:
 def error_line(ax: Axes, curve: Curve, axis: str, among: Sequence[str], shift: float = 0.0) -> None:
     """Draw a curve with bars; ``shift`` moves the drawing by points, the data stay where they are."""
     hue = colour(axis, among)
-    drawn = ax.plot(curve.x, curve.y, color=hue, marker=marker(axis, among), label=axis)
+    drawn: list[Artist] = [*ax.plot(curve.x, curve.y, color=hue, marker=marker(axis, among), label=axis)]
     drawn.append(ax.vlines(curve.x, curve.low, curve.high, color=hue, linewidth=0.8, alpha=0.6))
     if shift:  # after drawing, so that the limits of the axes come from the data
         for artist in drawn:
@@ -208,9 +220,14 @@ def figure_bytes(fig: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
+def figure_files(fig: Figure, path: Path, formats: Sequence[str]) -> dict[Path, bytes]:
+    """Return the content of ``<path>.<format>`` for every format."""
+    return {path.with_name(f"{path.name}.{form}"): figure_bytes(fig, form) for form in formats}
+
+
 def write_figure(fig: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
     """Write ``folder/name.<format>`` for every format and return the paths."""
-    paths = [folder / f"{name}.{form}" for form in formats]
-    for path, form in zip(paths, formats, strict=True):
-        save_bytes(figure_bytes(fig, form), path)
-    return paths
+    files = figure_files(fig, folder / name, formats)
+    for path, content in files.items():
+        save_bytes(content, path)
+    return list(files)

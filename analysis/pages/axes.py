@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from analysis.axes.names import LR, MEANDIFF, RANDOM, SHOWN_PCS, axis_order, numbered, pc
-from analysis.figures import axes as figures_axes
-from analysis.figures import report
+from analysis.figures import axes as charts
+from analysis.pages.control import ControlView
 from analysis.pages.drawn import Drawn
 from analysis.results.schema import Axes
 from analysis.results.store import Store
@@ -75,28 +74,15 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     return table
 
 
-def direction_reader(store: Store) -> Callable[[str, int], np.ndarray | None]:
-    """Return a function of (axis, layer) that gives the unit direction (D,), None where there is none."""
-
-    @lru_cache(maxsize=2)
-    def axes_of(layer: int) -> Axes | None:
-        return read_axes(store, layer) if store.axes(layer).exists() else None
-
-    def direction(axis: str, layer: int) -> np.ndarray | None:
-        axes = axes_of(layer)
-        if axes is None or axis not in axes.names:
-            return None
-        return axes.directions[axes.names.index(axis)].astype(np.float64)
-
-    return direction
-
-
-def axes_figures(store: Store) -> Iterator[Drawn]:
-    """Yield the figures about the axes themselves."""
+def axes_figures(view: ControlView) -> Iterator[Drawn]:
+    """Yield the figures about the axes themselves; none where no axes are on disk."""
+    store = view.store
+    if not store.layers():
+        return
     data, where = load_axes(store), f"{store.model}, {store.dataset}"
     sentences = f"{data.n_trial} held-out sentences" if data.n_trial else "the held-out sentences"
     note = f"Left: n = {sentences}; bars: Wilson's 95 % interval; line: chance. Right: the fitting half."
-    figure = report.plot_axes_overview(
+    figure = charts.plot_axes_overview(
         data.layers, data.accuracy, data.n_trial, data.variance, f"Axes of every layer ({where})", note
     )
     caption = (
@@ -108,7 +94,7 @@ def axes_figures(store: Store) -> Iterator[Drawn]:
         for name, values in data.accuracy.items()
         for layer, value in zip(data.layers, values, strict=True)
     ]
-    yield Drawn("axes", "axes_overview", GROUP, caption, figure, accuracy)
+    yield Drawn("axes_overview", GROUP, caption, figure, accuracy)
     yield _variance(store, data, where)
     if data.cosines.shape[1]:
         yield _cosines(data, where)
@@ -123,14 +109,14 @@ def _variance(store: Store, data: AxesData, where: str) -> Drawn:
         "One fit per layer, so no interval. On the sentences that fitted the axes. Lines: variance along "
         "other axes; the point is the PC with as much variance as LR."
     )
-    figure = figures_axes.plot_variance(variance, marked, f"Variance explained ({where})", note)
+    figure = charts.plot_variance(variance, marked, f"Variance explained ({where})", note)
     rows = [
         {"metric": "variance_share", "axis": name, "layer": layer, "value": float(share)}
         for layer, shares in marked.items()
         for name, share in {**_shown(variance[layer]), **shares}.items()
     ]
     caption = "Variance explained by every principal component, and by the other axes."
-    return Drawn("axes", "axes_variance", GROUP, caption, figure, rows)
+    return Drawn("axes_variance", GROUP, caption, figure, rows)
 
 
 def _shown(ratios: np.ndarray) -> dict[str, float]:
@@ -144,7 +130,7 @@ def _cosines(data: AxesData, where: str) -> Drawn:
     chance = float(np.sqrt(2 / (np.pi * data.hidden_size)))
     note = "One fit per layer, so no interval. Dashed: expected of a random direction. Right: R^2 of LR."
     title = f"Where LR lies among the principal components ({where})"
-    figure = figures_axes.plot_cosines(data.layers, cosines, captured, chance, title, note)
+    figure = charts.plot_cosines(data.layers, cosines, captured, chance, title, note)
     rows = [
         {"metric": metric, "axis": LR, "affected": name, "layer": layer, "value": float(value)}
         for metric, lines in (
@@ -155,4 +141,4 @@ def _cosines(data: AxesData, where: str) -> Drawn:
         for layer, value in zip(data.layers, values, strict=True)
     ]
     caption = "Cosine between LR and principal components, and the share of LR within the first of them."
-    return Drawn("axes", "axes_cosines", GROUP, caption, figure, rows)
+    return Drawn("axes_cosines", GROUP, caption, figure, rows)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.base.errors import UserError
-from analysis.figures import models as model_figures
+from analysis.figures import models as charts
+from analysis.figures.style import Curve
+from analysis.pages.control import ControlView, by_mode_and_axis
 from analysis.pages.drawn import Drawn, effect_curve, effect_numbers, note
-from analysis.pages.report import source_numbers, sources
+from analysis.pages.report import ReportView, source_numbers, sources
 from analysis.results.store import Store
 from analysis.tables import control as control_tables
 from analysis.tables import read as tables_read
 from analysis.tables import report as report_tables
+from analysis.tables.rows import Row
 from configs.settings import MODES
 
-Row = dict[str, Any]
 GROUP = "several models"
 
 
@@ -54,6 +56,15 @@ def other_stores(
     return [store, *others]
 
 
+def _compared(
+    view: ControlView | ReportView, kind: str, results: Callable[[Store, Sequence[str] | None], ModelResults]
+) -> list[ModelResults]:
+    """Return the models that have comparable runs; none if there is no other model."""
+    stores = other_stores(view.store, view.models, kind, view.axes)
+    found = [results(store, view.axes) for store in stores] if len(stores) > 1 else []
+    return [model for model in found if model.rows]
+
+
 def control_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
     """Return the effects of one model's binary control runs, at each series' largest N."""
     data = tables_read.load_control(store, _with_runs(store, axes, "imit"))
@@ -74,48 +85,55 @@ def _with_runs(store: Store, axes: Sequence[str] | None, kind: str) -> list[str]
     return sorted(have) if axes is None else [axis for axis in axes if axis in have]
 
 
-def _placed(store: Store, meta: Any, rows: list[Row]) -> ModelResults:
+def _placed(store: Store, meta: Mapping[str, Any], rows: list[Row]) -> ModelResults:
     name = str(meta.get("model_name", store.model))
-    return ModelResults(name, int(meta["n_layers"]), int(meta["n_parameters"]), rows)
+    return ModelResults(name, _size(store, meta, "n_layers"), _size(store, meta, "n_parameters"), rows)
 
 
-def control_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+def _size(store: Store, meta: Mapping[str, Any], name: str) -> int:
+    value = meta.get(name)
+    if type(value) is not int or value < 1:
+        raise UserError(f"the runs in {store.folder} do not say {name}: leave the figures over models out")
+    return value
+
+
+def control_models(view: ControlView) -> Iterator[Drawn]:
     """Yield effect against depth, and at each model's middle-most layer against size."""
-    models = [model for model in models if model.rows]
+    models, dataset = _compared(view, "imit", control_results), view.store.dataset
     if not models:
         return
-    axes = list(dict.fromkeys(row["axis"] for model in models for row in model.rows))
-    modes = [mode for mode in MODES if any(row["mode"] == mode for m in models for row in m.rows)]
     every = [
         {**row, "model": m.name, "depth": row["layer"] / max(1, m.n_layers - 1), "size": m.n_parameters}
         for m in models
         for row in m.rows
     ]
-    depth: dict[tuple[str, str], dict[str, Any]] = {}
-    for axis in axes:
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in every)]
+    figure = charts.plot_depth(
+        _by_depth(every, modes), f"Control at the largest N against depth ({dataset})", note(every)
+    )
+    caption = "The control effect of several models against the depth of the targeted layer."
+    yield Drawn("models_depth", GROUP, caption, figure, effect_numbers(every))
+    middle = [row for row in every if row["layer"] == _middle_layer(every, row)]
+    figure = charts.plot_size(
+        by_mode_and_axis(middle, modes, "size"),
+        f"Control at the largest N against model size ({dataset})",
+        f"The layer nearest to the middle that has runs of the axis. {note(middle)}",
+    )
+    caption = "The control effect against the number of parameters; the line is a fitted power law."
+    yield Drawn("models_size", GROUP, caption, figure, effect_numbers(middle))
+
+
+def _by_depth(every: Sequence[Row], modes: Sequence[str]) -> dict[tuple[str, str], dict[str, Curve]]:
+    """Return (axis, mode) -> model -> curve over depth."""
+    panels: dict[tuple[str, str], dict[str, Curve]] = {}
+    for axis in dict.fromkeys(row["axis"] for row in every):
         for mode in modes:
             chosen = [row for row in every if (row["axis"], row["mode"]) == (axis, mode)]
             names = dict.fromkeys(row["model"] for row in chosen)
-            depth[axis, mode] = {
+            panels[axis, mode] = {
                 name: effect_curve([r for r in chosen if r["model"] == name], "depth") for name in names
             }
-    title = f"Control at the largest N against depth ({dataset})"
-    figure = model_figures.plot_depth(depth, title, note(every))
-    caption = "The control effect of several models against the depth of the targeted layer."
-    yield Drawn("models", "models_depth", GROUP, caption, figure, effect_numbers(every))
-    middle = [row for row in every if row["layer"] == _middle_layer(every, row)]
-    size = {
-        mode: {
-            axis: effect_curve([r for r in middle if (r["axis"], r["mode"]) == (axis, mode)], "size")
-            for axis in axes
-        }
-        for mode in modes
-    }
-    title = f"Control at the largest N against model size ({dataset})"
-    text = f"The layer nearest to the middle that has runs of the axis. {note(middle)}"
-    figure = model_figures.plot_size(size, title, text)
-    caption = "The control effect against the number of parameters; the line is a fitted power law."
-    yield Drawn("models", "models_size", GROUP, caption, figure, effect_numbers(middle))
+    return panels
 
 
 def _middle_layer(every: Sequence[Row], row: Row) -> int:
@@ -126,9 +144,9 @@ def _middle_layer(every: Sequence[Row], row: Row) -> int:
     return min(same, key=lambda r: (abs(r["depth"] - 0.5), r["layer"]))["layer"]
 
 
-def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Drawn]:
+def report_models(view: ReportView) -> Iterator[Drawn]:
     """Yield the ideal observer and the model's report, per axis and model."""
-    models = [model for model in models if model.rows]
+    models, dataset = _compared(view, "pred", report_results), view.store.dataset
     if not models:
         return
     panels, found = {}, []
@@ -139,6 +157,6 @@ def report_figures(models: Sequence[ModelResults], dataset: str) -> Iterator[Dra
             found += [{"model": model.name, **row} for row in here]
     title = f"Report and ideal observer of several models ({dataset})"
     text = f"Accuracy over the later half of the examples. {note(found)}"
-    figure = model_figures.plot_observers(panels, title, text)
+    figure = charts.plot_observers(panels, title, text)
     caption = "Report accuracy beside that of the ideal observer and the other baselines, per axis and model."
-    yield Drawn("models", "models_observers", GROUP, caption, figure, source_numbers(found))
+    yield Drawn("models_observers", GROUP, caption, figure, source_numbers(found))

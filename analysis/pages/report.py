@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from analysis.axes.names import family_of
-from analysis.figures import levels as level_figures
-from analysis.figures import models, report
-from analysis.figures.style import Curve, count
+from analysis.figures import levels as level_charts
+from analysis.figures import report as charts
+from analysis.figures.models import plot_observers
+from analysis.figures.style import Bars, Curve, count
 from analysis.pages import drawn
-from analysis.pages.drawn import Drawn, curve_numbers, numbers
+from analysis.pages.drawn import Drawn, bars, curve_numbers, levels_in_names, levels_in_words, numbers
 from analysis.results.store import Store
-from analysis.tables import report as report_tables
+from analysis.tables import report as tables
 from analysis.tables.read import ReportData
-from analysis.tables.report import OBSERVERS
+from analysis.tables.report import OBSERVERS, Curves
+from analysis.tables.rows import Row
 from analysis.tables.series import ReportSeries
 
-Row = dict[str, Any]
-Curves = Mapping[str, np.ndarray]
 SOURCES = {
     "accuracy": "the model",
     "accuracy_own": "ideal observer (activations)",
@@ -29,55 +33,59 @@ SOURCES = {
     "majority": "majority",
 }
 """Column of the report table -> what answers."""
+ALL_LAYERS = "all layers"
 
 
-def report_figures(
-    store: Store, data: ReportData, rows: Sequence[Row], kinds: Sequence[str]
-) -> Iterator[Drawn]:
-    """Yield the figures of ``kinds`` that the data allow; ``rows`` are those of report_table."""
-    for levels in sorted({s.levels for s in data.series}):
-        chosen = [s for s in data.series if s.levels == levels]
-        yield from _LevelFigures(store, chosen, levels, [r for r in rows if r["levels"] == levels]).draw(
-            kinds
-        )
+# ---------------------------------------------------------------- what is drawn
 
 
-class _LevelFigures:
-    """Draws what belongs to one number of levels."""
+@dataclass(frozen=True)
+class ReportView:
+    """What the figures of report are drawn from."""
 
-    def __init__(
-        self, store: Store, series: Sequence[ReportSeries], levels: int, rows: Sequence[Row]
-    ) -> None:
-        self.series, self.levels, self.rows = series, levels, rows
-        self.layers = sorted({s.layer for s in series})
-        self.end = "" if levels == 2 else f"_levels{levels}"
-        self.where = f"{store.model}, {store.dataset}"
-        self.scale = "" if levels == 2 else f", {levels} levels"
-        self.curves = {(s.axis, s.layer): report_tables.report_curves(s) for s in series}
-        self.note = note(series)
+    store: Store
+    data: ReportData
+    rows: Sequence[Row]
+    """Of report_table."""
+    axes: Sequence[str] | None = None
+    """Axes that other models are compared on; None: all."""
+    models: Sequence[str] | None = None
+    """Models to compare with; None: all with runs on the dataset."""
 
-    def draw(self, kinds: Sequence[str]) -> Iterator[Drawn]:
-        """Yield the figures of ``kinds``."""
-        several = len(self.layers) > 1
-        if "report" in kinds:
-            yield from (self._report_of(layer) for layer in self.layers)
-        if "layers" in kinds and several:
-            yield self._by_layer()
-        if "mean" in kinds and several:
-            yield self._mean()
-        if "observers" in kinds:
-            yield self._observers()
-        for kind, draw in LEVEL_KINDS.items():
-            if kind in kinds and self.levels > 2:
-                yield from (draw(self, [s for s in self.series if s.layer == at], at) for at in self.layers)
+    @cached_property
+    def scales(self) -> list[Scale]:
+        """What was run with one number of levels, for each of these numbers."""
+        return [Scale(self, levels) for levels in sorted({s.levels for s in self.data.series})]
 
-    def _group(self, layer: int) -> str:
-        return f"layer {layer}{self.scale}"
 
-    def _at(self, layer: int) -> dict[str, Curves]:
+class Scale:
+    """All runs with one number of levels."""
+
+    def __init__(self, view: ReportView, levels: int) -> None:
+        """Take what belongs to ``levels`` from the view."""
+        self.levels = levels
+        self.series = [s for s in view.data.series if s.levels == levels]
+        self.rows = [row for row in view.rows if row["levels"] == levels]
+        self.layers = sorted({s.layer for s in self.series})
+        self.where = f"{view.store.model}, {view.store.dataset}"
+        self.ending, self.words = levels_in_names(levels), levels_in_words(levels)
+        self.note = note(self.series)
+
+    @cached_property
+    def curves(self) -> dict[tuple[str, int], Curves]:
+        """(axis, layer) -> curves over the number of examples shown."""
+        return {(s.axis, s.layer): tables.report_curves(s) for s in self.series}
+
+    def at(self, layer: int) -> dict[str, Curves]:
+        """Return axis -> curves of one layer."""
         return {axis: found for (axis, at), found in self.curves.items() if at == layer}
 
-    def _numbers(self, found: Mapping[str, Curves], **about: Any) -> list[Row]:
+    def group(self, layer: int) -> str:
+        """Return the heading of one layer's figures."""
+        return f"layer {layer}{self.words}"
+
+    def numbers(self, found: Mapping[str, Curves], **about: Any) -> list[Row]:
+        """Return all points of the curves as rows for summary.csv."""
         return [
             row
             for axis, curves in found.items()
@@ -88,146 +96,183 @@ class _LevelFigures:
             )
         ]
 
-    def _report_of(self, layer: int) -> Drawn:
-        return self._report(
-            self._at(layer), f"report_layer{layer}{self.end}", self._group(layer), layer=layer
-        )
 
-    def _report(self, found: Mapping[str, Curves], name: str, group: str, **about: Any) -> Drawn:
-        accuracy, entropy = (_lines(found, metric) for metric in ("accuracy", "cross_entropy"))
-        title = f"Reporting the model's own scores ({self.where}, {group})"
-        figure = report.plot_report(accuracy, entropy, *baselines(found), title, self.note)
-        caption = (
-            "Report. The model predicts the side of the threshold that its own activation gives each "
-            "sentence, after the examples before it, against baselines that see the same examples."
-        )
-        return Drawn("report", name, group, caption, figure, self._numbers(found, **about))
+class Place:
+    """One layer of a scale with more than two levels."""
 
-    def _by_layer(self) -> Drawn:
-        panels, rows = {}, []
-        for layer in self.layers:
-            found = self._at(layer)
-            rows += self._numbers(found, layer=layer)
-            panels[layer] = (_lines(found, "accuracy"), _lines(found, "cross_entropy"), *baselines(found))
-        title = f"Reporting the model's own scores, by layer ({self.where}{self.scale})"
-        figure = report.plot_report_layers(panels, title, self.note)
-        caption = "Report at every layer that was run; all panels of a row share their scale."
-        return Drawn("layers", f"report_by_layer{self.end}", "all layers", caption, figure, rows)
+    def __init__(self, scale: Scale, layer: int) -> None:
+        """Take what belongs to ``layer``."""
+        self.layer, self.levels = layer, scale.levels
+        self.series = [s for s in scale.series if s.layer == layer]
+        self.group, self.ending = scale.group(layer), f"_layer{layer}{scale.ending}"
+        self.where = f"{scale.where}, {self.group}"
 
-    def _mean(self) -> Drawn:
-        by_axis: dict[str, list[ReportSeries]] = {}
-        for series in self.series:
-            by_axis.setdefault(series.axis, []).append(series)
-        found = {axis: report_tables.mean_over_layers(parts) for axis, parts in by_axis.items()}
-        one = self._report(found, f"report_mean{self.end}", f"mean over layers{self.scale}")
-        return Drawn("mean", one.name, "all layers", one.caption, one.figure, one.numbers)
+    def drawn(self, name: str, caption: str, figure: Figure, rows: Sequence[Row]) -> Drawn:
+        """Return a figure of this layer with its numbers."""
+        about = {"layer": self.layer, "levels": self.levels}
+        return Drawn(f"{name}{self.ending}", self.group, caption, figure, [{**about, **row} for row in rows])
 
-    def _observers(self) -> Drawn:
-        title = f"The model and observers of the same examples ({self.where}{self.scale})"
-        text = f"Accuracy over the later half of the examples. {drawn.note(self.rows)}"
-        panels = {
-            f"layer {layer}": sources([r for r in self.rows if r["layer"] == layer]) for layer in self.layers
+
+def each_scale(draw: Callable[[Scale], Iterator[Drawn]]) -> Callable[[ReportView], Iterator[Drawn]]:
+    """Turn a function that draws one number of levels into one that draws all of them."""
+
+    @functools.wraps(draw)
+    def every(view: ReportView) -> Iterator[Drawn]:
+        for scale in view.scales:
+            yield from draw(scale)
+
+    return every
+
+
+def each_place(draw: Callable[[Place], Drawn]) -> Callable[[ReportView], Iterator[Drawn]]:
+    """Turn a function that draws one layer with more than two levels into one that draws all of them."""
+
+    @functools.wraps(draw)
+    def every(view: ReportView) -> Iterator[Drawn]:
+        for scale in view.scales:
+            if scale.levels > 2:
+                yield from (draw(Place(scale, layer)) for layer in scale.layers)
+
+    return every
+
+
+# ---------------------------------------------------------------- any number of levels
+
+
+@each_scale
+def by_examples(here: Scale) -> Iterator[Drawn]:
+    """Accuracy and cross-entropy of every layer against the number of examples."""
+    for layer in here.layers:
+        group = here.group(layer)
+        yield _report(here, here.at(layer), f"layer{layer}", group, group, layer=layer)
+
+
+@each_scale
+def mean_over_layers(here: Scale) -> Iterator[Drawn]:
+    """The same, the mean over layers."""
+    if len(here.layers) < 2:
+        return
+    by_axis: dict[str, list[ReportSeries]] = {}
+    for series in here.series:
+        by_axis.setdefault(series.axis, []).append(series)
+    found = {axis: tables.mean_over_layers(parts) for axis, parts in by_axis.items()}
+    yield _report(here, found, "mean", ALL_LAYERS, f"mean over layers{here.words}")
+
+
+def _report(
+    here: Scale, found: Mapping[str, Curves], name: str, group: str, what: str, **about: Any
+) -> Drawn:
+    accuracy, entropy = (_lines(found, metric) for metric in ("accuracy", "cross_entropy"))
+    title = f"Reporting the model's own scores ({here.where}, {what})"
+    figure = charts.plot_report(accuracy, entropy, *baselines(found), title, here.note)
+    caption = (
+        "Report. The model predicts the side of the threshold that its own activation gives each "
+        "sentence, after the examples before it, against baselines that see the same examples."
+    )
+    return Drawn(f"report_{name}{here.ending}", group, caption, figure, here.numbers(found, **about))
+
+
+@each_scale
+def by_layer(here: Scale) -> Iterator[Drawn]:
+    """All layers in one figure."""
+    if len(here.layers) < 2:
+        return
+    panels, rows = {}, []
+    for layer in here.layers:
+        found = here.at(layer)
+        rows += here.numbers(found, layer=layer)
+        panels[layer] = (_lines(found, "accuracy"), _lines(found, "cross_entropy"), *baselines(found))
+    title = f"Reporting the model's own scores, by layer ({here.where}{here.words})"
+    figure = charts.plot_report_layers(panels, title, here.note)
+    caption = "Report at every layer that was run; all panels of a row share their scale."
+    yield Drawn(f"report_by_layer{here.ending}", ALL_LAYERS, caption, figure, rows)
+
+
+@each_scale
+def observers(here: Scale) -> Iterator[Drawn]:
+    """The model beside whatever else answers."""
+    title = f"The model and observers of the same examples ({here.where}{here.words})"
+    text = f"Accuracy over the later half of the examples. {drawn.note(here.rows)}"
+    panels = {f"layer {at}": sources([r for r in here.rows if r["layer"] == at]) for at in here.layers}
+    caption = (
+        "What could be known: logistic regressions that see the same examples, given the layer's own "
+        "activations (the ideal observer), the input embeddings, or the words."
+    )
+    figure = plot_observers(panels, title, text)
+    yield Drawn(f"report_observers{here.ending}", ALL_LAYERS, caption, figure, source_numbers(here.rows))
+
+
+# ---------------------------------------------------------------- more than two levels
+
+
+@each_place
+def exact_levels(here: Place) -> Drawn:
+    """What more than two levels add, against the number of examples."""
+    found = {s.axis: tables.level_curves(s) for s in here.series}
+    names = {"exact": "accuracy", "cross_entropy": "cross_entropy", "correlation": "spearman"}
+    panels = {new: _lines(found, old) for old, new in names.items()}
+    figure = level_charts.plot_level_report(
+        panels, here.levels, f"Reporting levels ({here.where})", note(here.series)
+    )
+    rows = [
+        row
+        for metric, lines in panels.items()
+        for axis, line in lines.items()
+        for row in curve_numbers(line, f"level_{metric}", "n", axis=axis)
+    ]
+    caption = "Report of exact levels: share right, cross-entropy over all digits, rank correlation."
+    return here.drawn("report_levels", caption, figure, rows)
+
+
+@each_place
+def confusion(here: Place) -> Drawn:
+    """Digits by true level."""
+    found = {s.axis: tables.confusion(s) for s in here.series}
+    n = count((len(s.exps) for s in here.series), "experiment")
+    text = f"Means over the later half of the examples, no interval. {n}."
+    figure = level_charts.plot_confusion(found, f"Digits by true level ({here.where})", text)
+    rows = [
+        {"axis": axis, "metric": "probability", "variant": f"level {a}, digit {b}", "value": float(p)}
+        for axis, table in found.items()
+        for (a, b), p in np.ndenumerate(table)
+    ]
+    caption = "Mean probability of each digit by true level: a diagonal where the model reports levels."
+    return here.drawn("report_confusion", caption, figure, rows)
+
+
+@each_place
+def level_scores(here: Place) -> Drawn:
+    """How scores become levels."""
+    parts = {s.axis: [s.scores[s.labels == a] for a in range(here.levels)] for s in here.series}
+    half = here.levels // 2
+    middle = {axis: _between(by[:half], by[half:]) for axis, by in parts.items()}
+    text = (
+        "Quantiles of the fitting sentences, cut separately on both sides of the threshold (dashed). "
+        "Every point is a sentence, so no interval; at the right n: their number."
+    )
+    shown = {axis: [np.unique(level) for level in by] for axis, by in parts.items()}
+    figure = level_charts.plot_level_scores(shown, middle, f"True scores by level ({here.where})", text)
+    rows = [
+        {
+            "axis": axis, "metric": "mean_score", "variant": f"level {a}",
+            "value": float(level.mean()) if len(level) else float("nan"),
         }
-        figure = models.plot_observers(panels, title, text)
-        caption = (
-            "What could be known: logistic regressions that see the same examples, given the layer's own "
-            "activations (the ideal observer), the input embeddings, or the words."
-        )
-        return Drawn(
-            "observers",
-            f"report_observers{self.end}",
-            "all layers",
-            caption,
-            figure,
-            source_numbers(self.rows),
-        )
-
-    def exact(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
-        """What more than two levels add, against the number of examples."""
-        about = {"layer": layer, "levels": self.levels}
-        found = {s.axis: report_tables.level_curves(s) for s in here}
-        names = {"exact": "accuracy", "cross_entropy": "cross_entropy", "correlation": "spearman"}
-        panels = {new: _lines(found, old) for old, new in names.items()}
-        title = f"Reporting levels ({self.where}, {self._group(layer)})"
-        rows = [
-            row
-            for metric, lines in panels.items()
-            for axis, line in lines.items()
-            for row in curve_numbers(line, f"level_{metric}", "n", axis=axis, **about)
-        ]
-        figure = level_figures.plot_level_report(panels, self.levels, title, note(here))
-        caption = "Report of exact levels: share right, cross-entropy over all digits, rank correlation."
-        name = f"report_levels_layer{layer}{self.end}"
-        return Drawn("levels", name, self._group(layer), caption, figure, rows)
-
-    def confusion(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
-        """Digits by true level."""
-        about = {"layer": layer, "levels": self.levels}
-        tables = {s.axis: report_tables.confusion(s) for s in here}
-        n = count((len(s.exps) for s in here), "experiment")
-        text = f"Means over the later half of the examples, no interval. {n}."
-        title = f"Digits by true level ({self.where}, {self._group(layer)})"
-        figure = level_figures.plot_confusion(tables, title, text)
-        rows = [
-            {
-                **about,
-                "axis": axis,
-                "metric": "probability",
-                "variant": f"level {a}, digit {b}",
-                "value": float(p),
-            }
-            for axis, table in tables.items()
-            for (a, b), p in np.ndenumerate(table)
-        ]
-        caption = "Mean probability of each digit by true level: a diagonal where the model reports levels."
-        name = f"report_confusion_layer{layer}{self.end}"
-        return Drawn("confusion", name, self._group(layer), caption, figure, rows)
-
-    def scores(self, here: Sequence[ReportSeries], layer: int) -> Drawn:
-        """How scores become levels."""
-        parts = {s.axis: [s.scores[s.labels == a] for a in range(self.levels)] for s in here}
-        half = self.levels // 2
-        middle = {axis: _between(by[:half], by[half:]) for axis, by in parts.items()}
-        title = f"True scores by level ({self.where}, {self._group(layer)})"
-        text = (
-            "Quantiles of the fitting sentences, cut separately on both sides of the threshold (dashed). "
-            "Every point is a sentence, so no interval; at the right n: their number."
-        )
-        figure = level_figures.plot_level_scores(
-            {axis: [np.unique(level) for level in by] for axis, by in parts.items()}, middle, title, text
-        )
-        rows = [
-            {
-                "axis": axis, "layer": layer, "levels": self.levels, "metric": "mean_score",
-                "variant": f"level {a}", "value": float(level.mean()) if len(level) else float("nan"),
-            }
-            for axis, by in parts.items()
-            for a, level in enumerate(by)
-        ]  # fmt: skip
-        caption = "How scores become levels."
-        name = f"report_level_scores_layer{layer}{self.end}"
-        return Drawn("level_scores", name, self._group(layer), caption, figure, rows)
+        for axis, by in parts.items()
+        for a, level in enumerate(by)
+    ]  # fmt: skip
+    return here.drawn("report_level_scores", "How scores become levels.", figure, rows)
 
 
-LEVEL_KINDS = {
-    "levels": _LevelFigures.exact,
-    "confusion": _LevelFigures.confusion,
-    "level_scores": _LevelFigures.scores,
-}
-"""Figures of one layer that more than two levels add."""
+# ---------------------------------------------------------------- small parts
 
 
-def sources(rows: Sequence[Row]) -> dict[str, tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
-    """Return what answers -> names of axes, accuracy, low and high ends, from rows of report_table."""
-    found = {}
-    for column, name in SOURCES.items():
-        if all(column in row for row in rows):
-            keys = (column, f"{column}_low", f"{column}_high")
-            found[name] = (
-                [row["axis"] for row in rows],
-                *(np.array([row.get(key, np.nan) for row in rows], float) for key in keys),
-            )
-    return found
+def sources(rows: Sequence[Row]) -> dict[str, Bars]:
+    """Return what answers -> accuracy of every axis, from rows of report_table."""
+    return {
+        name: bars(rows, (column, f"{column}_low", f"{column}_high"))
+        for column, name in SOURCES.items()
+        if all(column in row for row in rows)
+    }
 
 
 def source_numbers(rows: Sequence[Row]) -> list[Row]:

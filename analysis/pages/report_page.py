@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from analysis.base.files import save_bytes
-from analysis.pages.drawn import Written
+from analysis.pages.figures_folder import Written
+from analysis.pages.html import render
 from analysis.results.store import Store
 from analysis.tables.findings import control_findings, report_findings
 from analysis.tables.read import ControlData
+from analysis.tables.rows import Row
 from analysis.tables.series import ControlSeries
 from analysis.tables.text import interval, show, show_p
 from configs.settings import ACTIVE
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
-TEMPLATE = Path(__file__).with_name("templates") / "report_page.html.j2"
 IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -41,13 +41,14 @@ def write_report(
         settings: the study's settings, name -> value.
         figures: in the order of the page. PNG or SVG files are copied into it; of a figure that has neither
             (PDF) only the name is logged.
-        control_rows, report_rows: from analysis.effects; either may be empty.
+        control_rows, report_rows: of ``analysis.tables``; either may be empty.
         examples: from :func:`collect_examples`.
         about: provenance such as ``analysis.results.store.provenance()``; nested mappings are joined.
     """
     runs = {"control": len(store.units("imit")), "report": len(store.units("pred"))}
-    page = _environment().get_template(TEMPLATE.name)
-    html = page.render(
+    html = render(
+        "report_page.html.j2",
+        filters={"interval": interval, "show": show, "p": show_p, "observer": _observer},
         store=store,
         findings=list(dict.fromkeys([*report_findings(report_rows), *control_findings(control_rows)])),
         runs=runs,
@@ -61,19 +62,8 @@ def write_report(
         about={name: _plain(value) for name, value in about.items()},
     )
     path = store.folder / "report.html"
-    save_bytes(html.encode(), path)
+    save_bytes(html, path)
     return path
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(interval=interval, show=show, p=show_p, observer=_observer)
-    return environment
 
 
 def _observer(row: Row, name: str) -> str:

@@ -1,29 +1,30 @@
-"""Control effects and their uncertainty, from the arrays of ``analysis.tables.read``.
+"""Tables of control: effects with their uncertainty, how specific they are, and where the states move.
 
-A table is a list of plain dicts, one per row, so that it becomes CSV, HTML or text without more knowledge.
 Shape letters as in ``analysis.tables.series``. The independent sample is the experiment everywhere: intervals
 resample experiments, and p values flip the signs of whole experiments.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from analysis import stats_fn
 from analysis.axes.names import LR, axis_order, pc, pc_number
 from analysis.statistics.grid import EffectGrid, combined_ci, effect_grid
+from analysis.statistics.moments import nanmean
 from analysis.statistics.resampling import bca_interval, mean_ci, times_drawn
 from analysis.tables.read import ControlData
+from analysis.tables.rows import Row, mean_known, with_q
 from analysis.tables.series import ControlSeries
 
-Row = dict[str, Any]
 EFFECT_FIELDS = ("d", "d_low", "d_high", "d_se", "dz", "dz_low", "dz_high", "p")
 GROUPS = {"LR": (LR,), "early PCs": (*map(pc, (1, 2, 4, 8)),), "late PCs": (*map(pc, (32, 128, 512)),)}
 """Axes whose effects are averaged in the figure over layers."""
+
+
+# ---------------------------------------------------------------- effects
 
 
 def control_table(data: ControlData, seed: int = 0) -> list[Row]:
@@ -54,8 +55,8 @@ def _series_rows(series: ControlSeries, seed: int) -> list[Row]:
     return sorted(rows, key=lambda row: (series.modes.index(row["mode"]), row["n"]))
 
 
-def pair_effects(scores: np.ndarray, seed: int = 0) -> EffectGrid:
-    """Return the effect of wanting high over low in every cell of (E, F, W, ...), the cells flattened."""
+def pair_effects(scores: Float[np.ndarray, "E F W *cells"], seed: int = 0) -> EffectGrid:
+    """Return the effect of wanting high over low in every cell, the cells flattened."""
     cells = scores.reshape(*scores.shape[:3], -1)
     return effect_grid(cells[:, :, 1], cells[:, :, 0], seed)
 
@@ -79,6 +80,9 @@ def layer_effects(series: ControlSeries, mode: str, seed: int = 0) -> list[Row]:
     ]
 
 
+# ---------------------------------------------------------------- other axes
+
+
 def affected_effects(chosen: Sequence[ControlSeries], mode: str, seed: int = 0) -> list[Row]:
     """Return the effect at the largest N on every axis that was scored, for every targeted axis.
 
@@ -95,8 +99,10 @@ def affected_effects(chosen: Sequence[ControlSeries], mode: str, seed: int = 0) 
     return rows
 
 
-def matrix(rows: Iterable[Row], value: str = "d") -> tuple[list[str], list[str], np.ndarray]:
-    """Return T targeted names, K affected names, and (T, K) values of such rows, NaN where there is none."""
+def matrix(
+    rows: Iterable[Row], value: str = "d"
+) -> tuple[list[str], list[str], Float[np.ndarray, "targets affected"]]:
+    """Return targeted names, affected names, and the values of such rows, NaN where there is none."""
     rows = list(rows)
     targets = list(dict.fromkeys(row["axis"] for row in rows))
     affected = sorted({row["affected"] for row in rows}, key=axis_order)
@@ -118,7 +124,7 @@ def precision_rows(series: ControlSeries, mode: str, seed: int = 0) -> list[Row]
     columns = [series.affected.index(name) for name in names]
     scores = series.scores[:, -1, series.modes.index(mode)][..., columns]
 
-    def combine(d: np.ndarray) -> np.ndarray:
+    def combine(d: Float[np.ndarray, "S K"]) -> Float[np.ndarray, "S 2"]:
         size = np.abs(d)
         total, others = size.sum(axis=1), size.shape[1] - 1
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -156,30 +162,7 @@ def group_rows(chosen: Sequence[ControlSeries], mode: str, seed: int = 0) -> lis
     return rows
 
 
-# ---------------------------------------------------------------- small parts
-
-
-def mean_over(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return the mean of what is not NaN along ``axis``, NaN where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def mean_known(values: np.ndarray) -> float:
-    """Return the mean of what is not NaN, NaN without anything."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def with_q(rows: Sequence[Row]) -> list[Row]:
-    """Add q after p; a row without p keeps q NaN and does not count as a test."""
-    q = stats_fn.benjamini_hochberg(np.array([row["p"] for row in rows], dtype=float))
-    return [{**row, "q": float(value)} for row, value in zip(rows, q, strict=True)]
-
-
-Row = dict[str, Any]
+# ---------------------------------------------------------------- moves
 
 
 def accumulation_rows(series: ControlSeries, mode: str) -> list[Row]:
@@ -194,7 +177,7 @@ def accumulation_rows(series: ControlSeries, mode: str) -> list[Row]:
     """
     last = series.projection[:, -1, series.modes.index(mode)]  # (E, F, W, L)
     complete = np.isfinite(last).all(axis=2, keepdims=True)
-    last = mean_over(np.where(complete, last, np.nan), 1)  # (E, W, L)
+    last = nanmean(np.where(complete, last, np.nan), 1)  # (E, W, L)
     parts = {"high": last[:, 1], "low": last[:, 0], "difference": last[:, 1] - last[:, 0]}
     rows = []
     for want, values in parts.items():
@@ -210,14 +193,14 @@ def accumulation_rows(series: ControlSeries, mode: str) -> list[Row]:
 
 
 def cosine_row(
-    series: ControlSeries, mode: str, direction: np.ndarray, seed: int = 0, n_boot: int = 2000
+    series: ControlSeries, mode: str, direction: Float[np.ndarray, " D"], seed: int = 0, n_boot: int = 2000
 ) -> Row:
     """Return the neural-difference cosine: between the mean change of the hidden state and the axis.
 
     Args:
         series: with ``differences`` (E, D) at the largest N.
         mode: ``active`` or ``inactive``.
-        direction: (D,) unit length, the targeted axis.
+        direction: of the targeted axis, unit length.
 
     Returns:
         axis, n, value, low, high (95 % BCa bootstrap over experiments), experiments.

@@ -7,13 +7,11 @@ reported together with the q value, which counts how many tests were made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from analysis.tables.rows import Row
 from analysis.tables.text import interval, show_p
 from configs.settings import ACTIVE
-
-Row = Mapping[str, Any]
 
 ALPHA = 0.05
 FEW = 10

@@ -8,51 +8,52 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import expit, log_softmax
 from scipy.stats import rankdata
 
 from analysis import stats_fn
 from analysis.statistics.agreement import cohens_kappa
 from analysis.statistics.designs import fit_sizes
-from analysis.tables.control import mean_known, mean_over, with_q
+from analysis.statistics.moments import nanmean
 from analysis.tables.read import ReportData
+from analysis.tables.rows import Row, mean_known, with_q
 from analysis.tables.series import ReportSeries
 
-Row = dict[str, Any]
 OBSERVERS = {"own": "activations", "embedding": "embeddings", "words": "words"}
 """Observer as stored in a unit -> its name in figures."""
+PerPosition = Float[np.ndarray, "E P"]
+"""The mean over both label assignments; NaN where missing."""
+Curves = dict[str, np.ndarray]
+"""``shown`` (Q,), the mean number of examples before a range of positions; every other one (3, Q): mean, low
+and high end of the 95 % bootstrap interval over experiments."""
 _FEW = 8
 """Positions that a rank correlation within an experiment needs."""
 
 
-def predictions(series: ReportSeries) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each prediction is right (0.5 for a tie) and its cross-entropy in nats.
-
-    Returns:
-        Two (E, P) arrays, the mean over the label assignments; NaN where missing.
-    """
+def predictions(series: ReportSeries) -> tuple[PerPosition, PerPosition]:
+    """Return whether each prediction is right (0.5 for a tie) and its cross-entropy in nats."""
     return _judged(expit(series.logit_true))
 
 
-def observed(series: ReportSeries, name: str) -> tuple[np.ndarray, np.ndarray]:
+def observed(series: ReportSeries, name: str) -> tuple[PerPosition, PerPosition]:
     """Return the same two arrays for the observer ``name``."""
     upper = series.observers[name].astype(np.float64)
     return _judged(np.where(series.sides == 1, upper, 1 - upper)[:, None])
 
 
-def _judged(right_side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Judge probabilities of the true side (E, F, P)."""
+def _judged(right_side: Float[np.ndarray, "E F P"]) -> tuple[PerPosition, PerPosition]:
+    """Judge probabilities of the true side."""
     parts = [stats_fn.report_samples(part, np.ones(part.shape)) for part in right_side.swapaxes(0, 1)]
     right, nats = (np.stack(part, axis=1) for part in zip(*parts, strict=True))
-    return mean_over(right, 1), mean_over(nats, 1)
+    return nanmean(right, 1), nanmean(nats, 1)
 
 
-def majority(series: ReportSeries) -> np.ndarray:
-    """Return (E, P): accuracy of guessing the side that was shown more often so far, 0.5 for a tie."""
+def majority(series: ReportSeries) -> PerPosition:
+    """Return the accuracy of guessing the side that was shown more often so far, 0.5 for a tie."""
     found = np.full(series.labels.shape, np.nan)
     for e, sides in enumerate(series.sides):
         n = int(np.isfinite(sides).sum())
@@ -69,19 +70,18 @@ def position_bins(n: int) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-def report_curves(series: ReportSeries) -> dict[str, np.ndarray]:
+def report_curves(series: ReportSeries) -> Curves:
     """Return curves over the number of examples shown, each point the mean over a range of positions.
 
     Returns:
-        ``shown`` (Q,) mean number of examples before the position, and (3, Q) mean and 95 % bootstrap CI over
-        experiments of ``accuracy``, ``cross_entropy``, ``majority``, and of each observer ``accuracy_<name>``
-        and ``cross_entropy_<name>``. Both label assignments of an experiment are averaged first.
+        ``shown``, ``accuracy``, ``cross_entropy``, ``majority``, and of each observer ``accuracy_<name>`` and
+        ``cross_entropy_<name>``.
     """
     return binned_curves(report_values(series))
 
 
-def report_values(series: ReportSeries) -> dict[str, np.ndarray]:
-    """Return the (E, P) values behind ``report_curves``."""
+def report_values(series: ReportSeries) -> dict[str, PerPosition]:
+    """Return the values behind ``report_curves``."""
     right, nats = predictions(series)
     values = {"accuracy": right, "cross_entropy": nats, "majority": majority(series)}
     for name in series.observers:
@@ -89,17 +89,17 @@ def report_values(series: ReportSeries) -> dict[str, np.ndarray]:
     return values
 
 
-def binned_curves(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return ``shown`` and (3, Q) curves of (E, P) values over ``position_bins``."""
+def binned_curves(values: Mapping[str, PerPosition]) -> Curves:
+    """Return curves of the values over ``position_bins``."""
     bins = position_bins(next(iter(values.values())).shape[1])
     curves = {"shown": np.array([(a + b - 1) / 2 for a, b in bins])}
     for name, value in values.items():
-        binned = np.stack([mean_over(value[:, a:b], 1) for a, b in bins], axis=1)
+        binned = np.stack([nanmean(value[:, a:b], 1) for a, b in bins], axis=1)
         curves[name] = np.stack(stats_fn.mean_ci(binned)[:3])
     return curves
 
 
-def mean_over_layers(chosen: Sequence[ReportSeries]) -> dict[str, np.ndarray]:
+def mean_over_layers(chosen: Sequence[ReportSeries]) -> Curves:
     """Return ``report_curves`` of one axis averaged over its layers, within each experiment first.
 
     Only experiments and positions that all layers have are used.
@@ -112,11 +112,11 @@ def mean_over_layers(chosen: Sequence[ReportSeries]) -> dict[str, np.ndarray]:
     ]
     names = set.intersection(*(set(part) for part in parts))
     return binned_curves(
-        {name: mean_over(np.stack([part[name] for part in parts]), 0) for name in sorted(names)}
+        {name: nanmean(np.stack([part[name] for part in parts]), 0) for name in sorted(names)}
     )
 
 
-def level_curves(series: ReportSeries) -> dict[str, np.ndarray]:
+def level_curves(series: ReportSeries) -> Curves:
     """Return what more than two levels add, as ``report_curves`` does.
 
     Returns:
@@ -129,7 +129,7 @@ def level_curves(series: ReportSeries) -> dict[str, np.ndarray]:
     true = np.where(known, series.labels, 0).astype(int)[:, None, :, None]
     at_true = np.where(known[:, None], np.take_along_axis(logs, true, axis=-1)[..., 0], np.nan)
     hit = np.where(known[:, None], logs.argmax(axis=-1) == true[..., 0], np.nan)
-    curves = binned_curves({"exact": mean_over(hit, 1), "cross_entropy": mean_over(-at_true, 1)})
+    curves = binned_curves({"exact": nanmean(hit, 1), "cross_entropy": nanmean(-at_true, 1)})
     expected = (np.exp(logs) * np.arange(series.levels)).sum(axis=-1)
     values = []
     for a, b in position_bins(series.labels.shape[1]):
@@ -137,7 +137,7 @@ def level_curves(series: ReportSeries) -> dict[str, np.ndarray]:
             expected[..., a:b],
             np.broadcast_to(series.scores[:, None, a:b], expected[..., a:b].shape),
         )
-        values.append(mean_over(_spearman(part, scores), 1))
+        values.append(nanmean(_spearman(part, scores), 1))
     curves["correlation"] = np.stack(stats_fn.mean_ci(np.stack(values, axis=1))[:3])
     return curves
 
@@ -152,16 +152,16 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
 
 
-def confusion(series: ReportSeries) -> np.ndarray:
-    """Return (A, A): mean probability of each digit (columns) per true level (rows), later half.
+def confusion(series: ReportSeries) -> Float[np.ndarray, "A A"]:
+    """Return the mean probability of each digit (columns) per true level (rows), later half.
 
     The mean is over the predictions of an experiment first, then over experiments; NaN: no such level there.
     """
     n = series.labels.shape[1]
     chances = np.exp(log_softmax(series.logits[:, :, n // 2 :].astype(np.float64), axis=-1)).mean(axis=1)
     labels = series.labels[:, n // 2 :]
-    rows = [mean_over(np.where((labels == a)[..., None], chances, np.nan), 1) for a in range(series.levels)]
-    return mean_over(np.stack(rows, axis=1), 0)
+    rows = [nanmean(np.where((labels == a)[..., None], chances, np.nan), 1) for a in range(series.levels)]
+    return nanmean(np.stack(rows, axis=1), 0)
 
 
 # ---------------------------------------------------------------- table
@@ -183,7 +183,7 @@ def _report_row(series: ReportSeries, seed: int) -> Row:
     n = series.labels.shape[1]
     late = np.s_[:, n // 2 :]
     values = report_values(series)
-    means = {name: mean_over(value[late], 1) for name, value in values.items()}  # (E,)
+    means = {name: nanmean(value[late], 1) for name, value in values.items()}  # (E,)
     gain = means["accuracy"] - means["majority"]
     ends = {"accuracy": means["accuracy"], "gain": gain, "cross_entropy": means["cross_entropy"]}
     ends |= {f"accuracy_{name}": means[f"accuracy_{name}"] for name in series.observers}

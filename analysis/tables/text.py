@@ -1,18 +1,15 @@
-"""What the plot scripts share: flags, which layers are meant, and tables as CSV and as text."""
+"""Tables as CSV and as text, and their numbers as words."""
 
 from __future__ import annotations
 
 import csv
 import io
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.base.files import save_bytes
-
-log = logging.getLogger(__name__)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] = ()) -> Path:

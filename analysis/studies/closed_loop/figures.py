@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,6 +14,7 @@ from analysis.figures.style import (
     LOW,
     MARKERS,
     OKABE_ITO,
+    Bars,
     Curve,
     canvas,
     direct_labels,
@@ -28,8 +28,6 @@ _HUES = tuple(OKABE_ITO[i] for i in (6, 3, 4, 7, 2))
 """The first arm, true, is black; blue and red are low and high wanted in another figure of the same run."""
 _APART = 0.08
 """Turns between the lines of two arms, so that their bars do not cover each other."""
-Bars = tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray]
-"""A names, and (A,) values, low and high ends."""
 
 
 @styled

@@ -8,16 +8,17 @@ import numpy as np
 
 from analysis.experiments.preparation import prepare
 from analysis.experiments.study import Study, open_study
-from analysis.figures.style import Curve, count, write_figure
-from analysis.pages.drawn import Written
-from analysis.pages.index import finish_folder
+from analysis.figures.style import Bars, Curve, count
+from analysis.pages.drawn import Drawn
+from analysis.pages.figures_folder import add_figures
+from analysis.pages.kinds import STUDIES
 from analysis.results.store import Store
 from analysis.studies.closed_loop import tables as loop_tables
-from analysis.studies.closed_loop.figures import Bars, plot_loop_drift, plot_loop_effect, plot_loop_scores
+from analysis.studies.closed_loop.figures import plot_loop_drift, plot_loop_effect, plot_loop_scores
 from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.runs import run_loop
 from analysis.studies.closed_loop.tables import LoopSeries
-from analysis.tables.control import Row
+from analysis.tables.rows import Row
 from analysis.tables.text import interval, show_p, text_table, write_csv
 from configs.settings import Settings, as_plain
 from utils import LoadedModel
@@ -52,15 +53,16 @@ def present(study: Study, loop: Loop) -> str:
     chosen, store = loop_tables.load_series(study, loop), study.store
     drifts, against = loop_tables.drift_table(chosen), loop_tables.comparison_table(chosen)
     turns = loop_tables.turn_table(chosen)
-    written = []
+    drawn = []
     for axis, layer, levels in dict.fromkeys((s.axis, s.layer, s.levels) for s in chosen):
         where = {"axis": axis, "layer": layer, "levels": levels}
         here = [s for s in chosen if s.about.items() >= where.items()]
         rows = [[r for r in table if r.items() >= where.items()] for table in (drifts, against, turns)]
-        written += _figures(store, here, *rows, loop)
+        drawn += _figures(store, here, *rows, loop)
     write_csv(_numbers(chosen, drifts, against, turns), store.figures / SUMMARY, _COLUMNS)
-    about = {"settings": dict(as_plain(study.settings)), "identity": dict(study.identity)}
-    finish_folder(store.figures, "loop", written, ["png"], f"{store.model}, {store.dataset}", about)
+    provenance = {"settings": dict(as_plain(study.settings)), "identity": dict(study.identity)}
+    about = {"stage": "loop", "model": store.model, "dataset": store.dataset}
+    add_figures(store.figures, drawn, ["png"], about, provenance)
     return table_text(drifts, against)
 
 
@@ -74,7 +76,7 @@ def _figures(
     against: Sequence[Row],
     turns: Sequence[Row],
     loop: Loop,
-) -> list[Written]:
+) -> list[Drawn]:
     first = here[0]
     levels = "" if first.levels == 2 else f"_levels{first.levels}"
     ending = f"{first.axis}_layer{first.layer}{levels}"
@@ -99,13 +101,13 @@ def _figures(
             f"{size}. Slope of the true score over turns in the wanted direction. Bars: {_CI}. {left_out}",
         ),
     }  # fmt: skip
-    written = []
-    for kind, (what, plot, panels, note) in drawn.items():
-        name = f"loop_{kind}_{ending}"
-        caption = f"{title}: {what}"
-        paths = write_figure(plot(panels, caption, note), store.figures, name, ["png"])
-        written.append(Written(f"loop_{kind}", name, "closed loop", f"{caption}. {note}", tuple(paths)))
-    return written
+    return [
+        Drawn(
+            f"loop_{kind}_{ending}", "closed loop", f"{title}: {what}. {note}",
+            plot(panels, f"{title}: {what}", note), kind=f"loop_{kind}", order=STUDIES + i,
+        )
+        for i, (kind, (what, plot, panels, note)) in enumerate(drawn.items())
+    ]  # fmt: skip
 
 
 def _sides(series: LoopSeries) -> dict[str, tuple[Curve, Curve]]:

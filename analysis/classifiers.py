@@ -66,14 +66,11 @@ class AxisSet:
             (N, K) float32, ``(hidden - mean) @ directions.T / scales``: training standard deviations.
 
         Raises:
-            UserError: ``hidden`` is not (N, D) for this D.
+            ValueError: ``hidden`` is not (N, D) for this D.
         """
         dim = self.mean.shape[0]
         if hidden.ndim != 2 or hidden.shape[1] != dim:
-            raise UserError(
-                f"hidden states have shape {hidden.shape}, the axes need (N, {dim}): use the model and layer "
-                "that the axes were fitted on"
-            )
+            raise ValueError(f"hidden states have shape {hidden.shape}, the axes need (N, {dim})")
         return (_project(hidden, self.mean, self.directions) / self.scales).astype(np.float32)
 
     def score(self, hidden: np.ndarray, name: str) -> np.ndarray:
@@ -199,8 +196,9 @@ def fit_axes(
         layer: names the layer in errors, and its random stream.
 
     Raises:
-        UserError: wrong shapes, fewer than 4 sentences, one class only, hidden states that are not
-            finite or do not vary, or a logistic regression that did not converge.
+        ValueError: wrong shapes, labels that are not 0 and 1, or an unknown threshold.
+        UserError: fewer than 4 sentences, one class only, hidden states that are not finite or do not
+            vary, or a logistic regression that did not converge.
     """
     labels = _check(hidden, labels, threshold, layer)
     data = np.asarray(hidden, dtype=np.float64)
@@ -220,18 +218,18 @@ def fit_axes(
 
 
 def _check(hidden: np.ndarray, labels: np.ndarray, threshold: str, layer: int) -> np.ndarray:
-    """Return the labels as int64, or raise UserError for data that no axis can be fitted on."""
+    """Return the labels as int64, or raise for data that no axis can be fitted on."""
     labels = np.asarray(labels)
     if threshold not in THRESHOLDS:
-        raise unknown("threshold", threshold, THRESHOLDS, "configs/settings.py")
+        raise ValueError(f"threshold {threshold!r}: give {' or '.join(THRESHOLDS)}")
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
-        raise UserError(
+        raise ValueError(
             f"layer {layer}: hidden states {hidden.shape} and labels {labels.shape}: give (N, D) and (N,)"
         )
     if len(labels) < 4:
         raise UserError(f"layer {layer}: {len(labels)} sentences cannot fit axes: set n_axis to 4 or more")
     if not np.isin(labels, (0, 1)).all():
-        raise UserError(f"layer {layer}: labels are {np.unique(labels)[:5].tolist()}: they must be 0 and 1")
+        raise ValueError(f"layer {layer}: labels are {np.unique(labels)[:5].tolist()}: they must be 0 and 1")
     if labels.min() == labels.max():
         raise UserError(
             f"layer {layer}: all {len(labels)} fitting sentences have label {int(labels[0])}: give a data "

@@ -69,10 +69,16 @@ def export(store: Store, axis: str, spec: str, out: Path | None) -> Path:
     if not known:
         raise no_axes(store)
     layers = [layer for layer in choose_layers(spec, store.model, known[-1] + 1) if layer in known]
+    if out.suffix == ".gguf":
+        layers = [layer for layer in layers if layer]  # llama.cpp never steers after the first block
+    if not layers:
+        raise UserError(
+            f"--layer {spec}: {store.folder} has no axes of such layers for {out.name} (there are "
+            f"{', '.join(map(str, known))}; llama.cpp cannot steer after layer 0): choose others"
+        )
     read = {layer: load_axes(store, layer) for layer in layers}
     axes = {layer: found[0] for layer, found in read.items()}
     if out.suffix == ".gguf":
-        axes.pop(0, None)  # llama.cpp never steers after the first block
         export_gguf(axes, axis, out, model_hint="")
     else:
         made_of = next(iter(read.values()))[1]["meta"]["identity"]["model"]

@@ -229,9 +229,6 @@ def test_a_hidden_state_that_is_not_finite_names_layer_and_row():
     "hidden, labels, words",
     [
         (SQUARE[:3], RIGHT[:3], "3 sentences.*n_axis"),
-        (SQUARE, RIGHT[:3], r"\(4, 2\).*\(3,\)"),
-        (SQUARE[0], RIGHT[:2], "give"),
-        (SQUARE, np.array([0, 1, 2, 1]), r"\[0, 1, 2\]"),
         (np.full((4, 2), 0.1), RIGHT, "layer 3.*same hidden state"),
         (SQUARE, np.array([0, 1, 1, 0]), "'lr' of layer 3.*same mean hidden state"),
         (SQUARE * 1e-60, RIGHT, "'lr' of layer 3 is constant"),
@@ -242,14 +239,20 @@ def test_data_that_no_axis_fits_are_the_users_error(hidden, labels, words):
         fit(hidden, labels, n_shuffled=0)
 
 
-def test_an_unknown_threshold_names_the_choices():
-    with pytest.raises(UserError, match="median, zero"):
-        fit(SQUARE, RIGHT, threshold="mean")
-
-
-def test_hidden_states_of_another_size_cannot_be_scored():
-    with pytest.raises(UserError, match=r"\(4, 3\).*\(N, 2\)"):
-        fit(SQUARE, RIGHT, n_shuffled=0).scores(np.zeros((4, 3)))
+@pytest.mark.parametrize(
+    "slip, words",
+    [
+        (lambda: fit(SQUARE, RIGHT[:3]), r"\(4, 2\).*\(3,\)"),
+        (lambda: fit(SQUARE[0], RIGHT[:2]), "give"),
+        (lambda: fit(SQUARE, np.array([0, 1, 2, 1])), r"\[0, 1, 2\]"),
+        (lambda: fit(SQUARE, RIGHT, threshold="mean"), "median or zero"),
+        (lambda: fit(SQUARE, RIGHT, n_shuffled=0).scores(np.zeros((4, 3))), r"\(4, 3\).*\(N, 2\)"),
+    ],
+)
+def test_a_slip_in_our_code_is_not_the_users_error(slip, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        slip()
+    assert raised.type is ValueError
 
 
 @pytest.mark.filterwarnings("ignore:newton-cg failed")

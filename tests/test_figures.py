@@ -20,6 +20,7 @@ from analysis.tables import control as control_tables
 from analysis.tables import findings
 from analysis.tables import read as tables_read
 from analysis.tables import report as report_tables
+from configs.settings import FORMATS
 from tests import fake_results
 
 
@@ -240,7 +241,7 @@ def test_eight_axes_have_eight_colours_and_markers():
     assert len({style.marker(name, names) for name in names}) == 8
 
 
-@pytest.mark.parametrize("form", style.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_equal_figures_give_equal_files_and_settings_stay(form):
     import matplotlib as mpl
 

@@ -57,6 +57,17 @@ def test_an_axis_that_went_out_and_in_scores_as_before(study, tmp_path, form, ca
     assert "mine" not in read(store.axes(0))["names"]
 
 
+def test_layers_that_a_file_cannot_hold_are_the_users_error(study, tmp_path, capsys):
+    flags, store = study
+    assert script.main(io(flags, "export", "lr", "--layer", "0", "--out", str(tmp_path / "a.gguf"))) == 2
+    assert "--layer 0: " in capsys.readouterr().err and not list(tmp_path.glob("a.*"))
+    store.axes(2).unlink()
+    assert (
+        script.main(io(flags, "export", "lr", "--layer", "2", "--out", str(tmp_path / "a.safetensors"))) == 2
+    )
+    assert "(there are 0, 1, 3;" in capsys.readouterr().err
+
+
 def test_an_imported_axis_is_targeted_like_any_other(study, tmp_path):
     flags, store = study
     out = str(tmp_path / "lr.gguf")

@@ -81,7 +81,8 @@ def export_safetensors(
         model_fingerprint: see ``LoadedModel.fingerprint``.
 
     Raises:
-        UserError: no layers, no names, or a layer that lacks an axis.
+        ValueError: no layers or no names.
+        UserError: a layer that lacks an axis.
     """
     _check_choice(axes, names)
     tensors: dict[str, np.ndarray] = {}
@@ -107,7 +108,7 @@ def export_safetensors(
 
 def _check_choice(axes: Mapping[int, AxisSet], names: Sequence[str]) -> None:
     if not axes or not names:
-        raise UserError(f"nothing to export: {len(axes)} layers and {len(names)} axes, give at least one")
+        raise ValueError(f"nothing to export: {len(axes)} layers and {len(names)} axes, give at least one")
     for one in axes.values():
         for name in names:
             one.index(name)
@@ -199,11 +200,12 @@ def export_gguf(
             unit vectors.
 
     Raises:
-        UserError: no layers, layer 0, or a layer that lacks the axis.
+        ValueError: no layers, or layer 0.
+        UserError: a layer that lacks the axis.
     """
     _check_choice(axes, [name])
     if min(axes) < 1:
-        raise UserError(
+        raise ValueError(
             f"layer {min(axes)}: llama.cpp cannot steer after the first block, export layers from 1"
         )
     with tempfile.TemporaryDirectory() as folder:

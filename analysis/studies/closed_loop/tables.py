@@ -15,13 +15,15 @@ import numpy as np
 
 from analysis.experiments.study import Study
 from analysis.results.store import read
+from analysis.statistics.moments import nanmean
 from analysis.statistics.resampling import MeanCI, mean_ci
 from analysis.statistics.signflips import sign_flip_p
 from analysis.studies.closed_loop.experiment import loop_identity, loop_path
 from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.prompts import NO_SCORE
 from analysis.studies.closed_loop.runs import loop_keys
-from analysis.tables.control import Row, effect_row, mean_known, mean_over, pair_effects, with_q
+from analysis.tables.control import effect_row, pair_effects
+from analysis.tables.rows import Row, mean_known, with_q
 
 _COLUMNS = ("score", "label", "complied", "empty", "cut", "copy_rate")
 _LEVEL = 0.05
@@ -96,7 +98,7 @@ def build_series(
 def slopes(values: np.ndarray) -> np.ndarray:
     """Return the least-squares slope per turn along the last axis; NaN with fewer than 2 values."""
     known = np.isfinite(values)
-    turns = mean_over(np.where(known, np.arange(values.shape[-1]), np.nan), -1)
+    turns = nanmean(np.where(known, np.arange(values.shape[-1]), np.nan), -1)
     away = np.where(known, np.arange(values.shape[-1]) - turns[..., None], 0.0)
     power = (away**2).sum(axis=-1)
     rise = (away * np.where(known, values, 0.0)).sum(axis=-1)
@@ -106,17 +108,17 @@ def slopes(values: np.ndarray) -> np.ndarray:
 def thirds(values: np.ndarray) -> np.ndarray:
     """Return the mean of the last third along the last axis minus that of the first; one turn at least."""
     size = max(1, values.shape[-1] // 3)
-    return mean_over(values[..., -size:], -1) - mean_over(values[..., :size], -1)
+    return nanmean(values[..., -size:], -1) - nanmean(values[..., :size], -1)
 
 
 def per_experiment(series: LoopSeries, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return (E, A) a measure of the change over turns, the mean over the label flips that have it."""
-    return mean_over(measure(series.change.astype(np.float64)), 2)
+    return nanmean(measure(series.change.astype(np.float64)), 2)
 
 
 def side_means(series: LoopSeries) -> MeanCI:
     """Return the mean score over experiments with its interval, each (A, W, K)."""
-    return mean_ci(mean_over(series.scores.astype(np.float64), 2))
+    return mean_ci(nanmean(series.scores.astype(np.float64), 2))
 
 
 # ---------------------------------------------------------------- tables

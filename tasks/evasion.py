@@ -130,6 +130,7 @@ class Trials:
         """Return, for each label flip and wanted side, the test sentences and then the replies."""
         from analysis.engine.replies import Sampling
         from analysis.engine.request import Request
+        from analysis.experiments.score_text import before_score
         from analysis.experiments.trials import ControlTrial, control_turns
 
         study, plan, settings = self.study, self.plan, self.study.settings
@@ -150,7 +151,7 @@ class Trials:
                 ids = prompter.encode(control_turns(trial, study.prompts, examples, labels), reply=True).ids
                 for i in range(plan.n_written):
                     seed = (*stream, flip, want, i)
-                    reply = Sampling(settings.max_new_tokens, settings.temperature, seed)
+                    reply = Sampling(settings.max_new_tokens, settings.temperature, seed, before_score)
                     found.append(Request(ids, reply=reply))
         return found
 

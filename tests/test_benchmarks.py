@@ -10,6 +10,7 @@ import torch
 
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Request
+from analysis.experiments.score_text import before_score
 from tasks.benchmarks import bench_engine
 from tasks.benchmarks.bench_engine import Cell, Result, make_requests, run_cell
 from tasks.benchmarks.markdown import table
@@ -118,7 +119,7 @@ def test_the_plain_loop_reads_the_sentence_and_not_the_score_after_it(tiny_lm):
     ids = torch.arange(20, 30)
     texts = ["", "I", "I left.", "I left. [Score:"]
     loop = PlainLoop(tiny_lm.model, lambda ids: texts[min(len(ids), 3)], frozenset({1}))
-    got = loop.write(Request(ids.numpy(), reply=Sampling(6)))
+    got = loop.write(Request(ids.numpy(), reply=Sampling(6, rule=before_score)))
     whole = ids.tolist()
     for _ in range(6):
         whole.append(int(tiny_lm.model(torch.tensor([whole])).logits[0, -1].argmax()))

@@ -11,6 +11,7 @@ from analysis.engine.dialogues import Dialogues
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.trie import build_trie
+from analysis.experiments.score_text import before_score
 from analysis.process_prompts import Prompter, Turn, sentence_turn
 from analysis.studies.closed_loop.prompts import Continued
 from tests.conftest import ARCHITECTURES, TEMPLATES, make_model, make_tokenizer
@@ -44,7 +45,7 @@ def test_every_turn_equals_forwarding_the_whole_conversation_again(kind, budget,
         if turn == 1:  # from here on, replies end in a score text of four tokens
             tree.context.decode = lambda ids: "".join(ENDS_IN_A_SCORE[: len(ids)])
         before = [talk.ids(b) for b in range(4)]
-        said = talk.write([Sampling(8, 0.9, (turn, b)) for b in range(4)])
+        said = talk.write([Sampling(8, 0.9, (turn, b), before_score) for b in range(4)])
         for b, (reply, mean) in enumerate(said):
             ids = talk.ids(b)
             written = reply.ids[: reply.stop]

@@ -93,6 +93,8 @@ def check_sampling(sampling: Sampling) -> None:
         raise BadRequest(f"temperature {heat!r}: give 0 (greedy) or a finite number above it")
     if any(_integer(part, "a part of the seed") < 0 for part in sampling.seed):
         raise BadRequest(f"seed {sampling.seed}: give integers from 0")
+    if not callable(sampling.rule):
+        raise BadRequest(f"rule {sampling.rule!r}: give a function, see Rule in analysis/engine/replies.py")
 
 
 def check_context(context: Context, lengths: Sequence[tuple[int, Sampling | None]]) -> None:

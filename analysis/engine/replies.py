@@ -5,56 +5,57 @@ Shape letters: R replies   V vocabulary   W tokens held back   L layers   D hidd
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_BACK = 16
-"""A reply ends when this many tokens in a row add nothing but blanks or the start of a score."""
+"""A reply ends when so many tokens in a row add nothing to its sentence: blanks, what its rule holds back."""
 
-# "[Score 1", "Score: 1", "(score = 0)"; a bracket or a colon tells it from the word in a sentence
-_SCORE = re.compile(r"[\[(<*\s]*\bscore\s*[:=]|\s*[\[(<][\[(<*\s]*score(?=[^a-z])", re.IGNORECASE)
-_BROKEN_OFF = re.compile(r"\s*[\[(<][\[(<*\s]*(?:s(?:c(?:o(?:re?)?)?)?)?$", re.IGNORECASE)
-_INCOMPLETE = "\ufffd"  # what the bytes of a character that is not whole yet decode to
-_SCORE_START = re.compile(r"[\s\[(<*]*(?:\bs(?:c(?:o(?:r(?:e\s*)?)?)?)?)?$", re.IGNORECASE)
+INCOMPLETE = "\ufffd"
+"""What the bytes of a character that is not whole yet decode to."""
+
+
+class Bounds(NamedTuple):
+    """Where the sentence lies in the text of a reply."""
+
+    start: int
+    """First character; no blanks surround the sentence."""
+    stop: int
+    """One past the last; the same as ``start`` if there is none."""
+    settled: bool
+    """Whatever follows is no part of it: the reply ends here."""
+
+
+Rule = Callable[[str, bool], Bounds]
+"""Where the sentence lies, from the text so far and whether that is all of it.
+
+While more may come, what may turn out not to belong to the sentence is not counted yet: whatever follows, a
+later ``start`` is the same, once there is a sentence, and a later ``stop`` is no smaller."""
+
+
+def whole_reply(text: str, final: bool) -> Bounds:
+    """Return the bounds of all of it, without surrounding blanks."""
+    body = text if final else text.rstrip(INCOMPLETE)
+    stop = len(body.rstrip())
+    return Bounds(min(len(body) - len(body.lstrip()), stop), stop, False)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one reply is drawn."""
+    """How one reply is drawn, and what of it is its sentence."""
 
     max_new_tokens: int
     temperature: float = 0.0
     """0 is greedy; else the full softmax is sampled."""
     seed: tuple[int, ...] = (0,)
     """Seeds this reply alone, so that it does not depend on what else is in the batch."""
-
-
-def sentence_bounds(text: str, final: bool = True) -> tuple[int, int, bool]:
-    """Return where the sentence starts and ends in a reply, and whether a score text was cut off.
-
-    Args:
-        text: the reply so far.
-        final: False while more may come; then an end that may become a score is not counted yet.
-
-    Returns:
-        (start, stop, cut): character offsets without surrounding blanks; start == stop if empty.
-    """
-    match = _SCORE.search(text)
-    body = text[: match.start()] if match else text
-    if final and not match:
-        match = _BROKEN_OFF.search(body)
-        body = body[: match.start()] if match else body
-    elif not match:
-        body = body.rstrip(_INCOMPLETE)
-        body = body[: _SCORE_START.search(body).start()]  # the pattern matches the empty end, too
-    stop = len(body.rstrip())
-    start = min(len(body) - len(body.lstrip()), stop)
-    return start, stop, match is not None
+    rule: Rule = whole_reply
+    """Says where the sentence lies, whose tokens are pooled, and whether the reply ends with it."""
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -110,6 +111,7 @@ class Reply:
     """Tokens up to here are in the sum, or before the sentence."""
     done: bool = False
     cut: bool = False
+    """Its rule settled where the sentence ends, which ended the reply."""
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(list(self.sampling.seed))
@@ -117,8 +119,8 @@ class Reply:
 
     @property
     def sentence(self) -> str:
-        """The reply without a trailing score and surrounding blanks."""
-        start, stop, _ = sentence_bounds(self.text)
+        """What of the reply is its sentence, by its rule."""
+        start, stop, _ = self.sampling.rule(self.text, True)
         return self.text[start:stop]
 
     def append(self, token: int, decode: Callable[[list[int]], str], ends: Iterable[int]) -> bool:
@@ -128,7 +130,7 @@ class Reply:
             return False
         self.ids.append(token)
         self.text = decode(self.ids)
-        self.ends.append(len(self.text.rstrip(_INCOMPLETE)))
+        self.ends.append(len(self.text.rstrip(INCOMPLETE)))
         self._locate(final=False)
         idle = len(self.ids) - max(self.stop, self.counted) >= HELD_BACK
         if self.cut or idle or len(self.ids) == self.sampling.max_new_tokens:
@@ -140,7 +142,7 @@ class Reply:
         self._locate(final=True)
 
     def _locate(self, final: bool) -> None:
-        first, last, self.cut = sentence_bounds(self.text, final)
+        first, last, self.cut = self.sampling.rule(self.text, final)
         if last > first:
             tail = len(self.ends) - 1
             begins = [0, *self.ends]
@@ -151,8 +153,8 @@ class Reply:
 class ReplyMeans:
     """Mean hidden state over the sentence of each reply, without keeping the states of all tokens.
 
-    A token's state is held back in a ring until it is known to belong to the sentence (a blank or "[" may
-    be the start of a score), then added to the sum.
+    A token's state is held back in a ring until it is known to belong to the sentence (blanks at the end do
+    not, nor does what the rule holds back), then added to the sum.
     """
 
     def __init__(self, replies: Sequence[Reply], n_layers: int) -> None:

@@ -24,6 +24,7 @@ from analysis.engine.replies import Sampling
 from analysis.engine.request import Reading, Request
 from analysis.experiments.ahead import Ahead
 from analysis.experiments.preparation import not_finite
+from analysis.experiments.score_text import before_score
 from analysis.experiments.study import Study
 from analysis.experiments.trials import ControlTrial, control_trials, control_turns, copy_rate, draw_order
 from analysis.experiments.units import check_fits, read_counted, unit_identity
@@ -126,7 +127,7 @@ class Control:
         """Return a seed for this reply alone, so that it does not depend on what else is computed."""
         axis = zlib.crc32(key.axis.encode())
         seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
-        return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
+        return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed, before_score)
 
     def reading_columns(self, key: UnitKey, pooled: np.ndarray) -> dict[str, Any]:
         """Return scores on every axis of the target layer, and the target axis at every layer.

@@ -29,6 +29,7 @@ from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Request, stack_pooled
 from analysis.engine.trie import build_trie
+from analysis.experiments.score_text import before_score
 from analysis.experiments.trials import axis_turns, control_trials, control_turns, draw_order
 from analysis.process_prompts import Prompter, load_prompts
 from configs.layers import selected_layers
@@ -145,7 +146,8 @@ def make_requests(cell: Cell, lm: LoadedModel) -> list[Request]:
     for trial in (t for mode in cell.task.split("+") for t in control_trials(cell.shots, (mode,))):
         active = trial.mode == ACTIVE
         e = prompter.encode(control_turns(trial, prompts, sentences, labels), reply=active)
-        requests.append(Request(e.ids, e.spans, reply=Sampling(cell.max_new_tokens) if active else None))
+        reply = Sampling(cell.max_new_tokens, rule=before_score) if active else None
+        requests.append(Request(e.ids, e.spans, reply=reply))
     return requests
 
 

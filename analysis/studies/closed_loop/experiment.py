@@ -28,6 +28,7 @@ from analysis.base.seeds import fingerprint, generator
 from analysis.engine.dialogues import Dialogues
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Reply, Sampling
+from analysis.experiments.score_text import before_score
 from analysis.experiments.study import Study
 from analysis.experiments.trials import copy_rate, draw_order, mirrored
 from analysis.experiments.units import unit_identity
@@ -245,7 +246,7 @@ class ClosedLoop:
         """Return a seed for this reply; arms share it, so that they differ by their feedback alone."""
         words = zlib.crc32(key.axis.encode()), zlib.crc32(mode.encode())
         seed = (self.settings.seed, key.exp, key.layer, *words, int(trial.flip), trial.target, turn)
-        return Sampling(self.longest_reply(sentence), self.settings.temperature, seed)
+        return Sampling(self.longest_reply(sentence), self.settings.temperature, seed, before_score)
 
     def measured(
         self, key: UnitKey, said: Sequence[tuple[Reply, np.ndarray]], cuts: np.ndarray, sentence: str | None

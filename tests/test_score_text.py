@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from analysis.experiments.score_text import before_score
 
 PIECES = [
-    "I", " went", " [", "[", "Sc", "Score", "ore", " score", ":", "=", "1", "]", " ", "\n", "s", " (", "*", "e",
-    ".",
+    "I", " went", " [", "[", "Sc", "Score", "ore", " score", ":", "=", "1", "]", " ", "\n", "s", " (", "*",
+    "e", ".",
 ]  # fmt: skip
 
 

@@ -28,12 +28,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def with_less_memory(work: Callable[[int], T], tokens: int, smallest: int = SMALLEST_BUDGET) -> tuple[T, int]:
-    """Do ``work`` with at most so many tokens at once, and again with half as many each time memory runs out.
+    """Do ``work`` with at most so many tokens at once, and again with half as many whenever memory runs out.
 
     Args:
         work: takes the number of tokens.
         tokens: to begin with.
-        smallest: numbers below it are not tried.
+        smallest: fewer are not tried.
 
     Returns:
         What the work returned, and the number of tokens that it took.
@@ -48,12 +48,12 @@ def with_less_memory(work: Callable[[int], T], tokens: int, smallest: int = SMAL
             if not is_out_of_memory(error):
                 raise
         # here the error is forgotten, and with it the tensors that its traceback holds
-        if tokens // 2 < smallest:
+        if tokens <= smallest:
             raise UserError(
                 f"out of memory even with {tokens} tokens at once: use a smaller model, a smaller "
                 "--dtype, fewer examples (--n_train), or --device map to spread the model over devices"
             )
-        tokens //= 2
+        tokens = max(tokens // 2, smallest)
         log.warning("out of memory: going on with %d tokens at once", tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

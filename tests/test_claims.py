@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dis
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import CodeType, FrameType
 
 import numpy as np
 import pytest
@@ -187,6 +192,62 @@ def test_a_signal_while_a_claim_is_taken_or_freed_leaves_no_lock(any_disk, path,
         assert main() == 143
         assert "resume" in capsys.readouterr().err
         assert list(path.parent.iterdir()) == [] and claimed(path)
+
+
+@cache
+def looks_for_signals(code: CodeType) -> frozenset[int]:
+    """Return the places in a function before which the interpreter lets a signal come in."""
+    steps = list(dis.get_instructions(code))
+    before = ("CALL", "RESUME", "JUMP_BACKWARD")
+    return frozenset(b.offset for a, b in zip(steps, steps[1:], strict=False) if a.opname.startswith(before))
+
+
+class SignalAt:
+    """Sends SIGTERM to this process at the ``when``-th of such places within a claim."""
+
+    def __init__(self, when: int) -> None:
+        self.when, self.met = when, 0
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Callable | None:
+        if Path(frame.f_code.co_filename).name not in ("claims.py", "files.py", "contextlib.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in looks_for_signals(frame.f_code):
+            self.met += 1
+            if self.met == self.when:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return self
+
+
+@pytest.mark.parametrize("any_disk", [errno.ENOLCK, "flock"], indirect=True)
+def test_a_signal_at_any_step_of_a_claim_leaves_no_lock(any_disk, path, capsys):
+    """Also between two steps of the with statement itself, where no block of ours is in force."""
+
+    def attempt(when: int) -> tuple[int, int]:
+        tracer = SignalAt(when)
+
+        @script
+        def main(argv=None) -> int:
+            sys.settrace(tracer)
+            try:
+                with claim(path):
+                    pass
+            finally:
+                sys.settrace(None)
+            return 0
+
+        return main(), tracer.met
+
+    attempt(-1)
+    _, steps = attempt(-1)
+    gc.disable()  # what only the collector of garbage would give back is not given back
+    try:
+        for when in range(1, steps + 1):
+            assert attempt(when)[0] == 143
+            assert list(path.parent.iterdir()) == [], when
+    finally:
+        gc.enable()
+    assert steps > 50
 
 
 def test_a_number_used_again_is_another_process():

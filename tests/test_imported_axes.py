@@ -9,10 +9,14 @@ import pytest
 
 import main_imitexp
 import main_prep
+import plot_imit
 from analysis.axes.imported import add_axis
 from analysis.base.errors import UserError
 from analysis.results.store import Store, UnitKey, read
+from analysis.tables.control import affected_effects
+from analysis.tables.read import load_control
 from tasks import axes as script
+from tasks import verify
 from tests.test_determinism import words
 from tests.test_pipeline import CONFIG
 
@@ -77,6 +81,28 @@ def test_an_imported_axis_is_targeted_like_any_other(study, tmp_path):
     unit = read(store.unit(UnitKey("imit", "mine", 1, 0)))
     columns = [unit["affected"].index(name) for name in ("lr", "mine")]
     np.testing.assert_allclose(*unit["scores"][:, columns].T, atol=1e-3)
+
+
+def test_an_axis_imported_between_two_runs_is_missing_in_the_units_before(study, tmp_path, capsys):
+    """The grid stays one: verify calls it well, plots draw it, what an older unit was not scored on is NaN."""
+    flags, store = study
+    run = [*flags, "--clf", "lr", "--layer", "1"]
+    assert main_imitexp.main([*run, "--imit_exp_end", "2"]) == 0
+    out = str(tmp_path / "lr.safetensors")
+    assert script.main(io(flags, "export", "lr", "--layer", "1,2", "--out", out)) == 0
+    assert script.main(io(flags, "import", out, "--name", "mine")) == 0
+    assert main_imitexp.main([*run, "--imit_exp_end", "4"]) == 0
+    (series,) = load_control(store).series
+    assert series.exps.tolist() == [0, 1, 2, 3] and series.affected[-1] == "mine"
+    mine = series.scores[..., -1]
+    assert np.isnan(mine[:2]).all()
+    np.testing.assert_allclose(mine[2:], series.target[2:], atol=1e-3)  # the same direction under two names
+    assert np.isfinite(series.target[:, :, 1]).all()  # inactive: no reply can be empty
+    for mode in series.modes:
+        assert {row["affected"]: row["experiments"] for row in affected_effects([series], mode)}["mine"] <= 2
+    assert plot_imit.main([*io(flags), "--all"]) == 0
+    assert verify.main([str(store.folder)]) == 0
+    assert main_imitexp.main([*run, "--imit_exp_end", "4"]) == 0 and not list(store.folder.glob("*.corrupt"))
 
 
 def test_another_direction_under_the_same_name_is_not_mixed_in(study):

@@ -38,7 +38,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.held = 0
-        self.waiting: KeyboardInterrupt | None = None
+        self.waiting: type[KeyboardInterrupt] | None = None
         self.first = -math.inf
 
     def reset(self) -> None:
@@ -51,10 +51,10 @@ class _Stop:
         if now - self.first < self.again:
             return
         self.first = now
-        error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if not self.held:
-            raise error
-        self.waiting = error
+            raise kind  # never by a name: it would hold the frame that holds it, and with them every lock
+        self.waiting = kind
 
 
 stop = _Stop()
@@ -72,8 +72,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         stop.held -= 1
         if stop.waiting is not None and not stop.held:
-            error, stop.waiting = stop.waiting, None
-            raise error
+            kind, stop.waiting = stop.waiting, None
+            raise kind
 
 
 # ---------------------------------------------------------------- files

@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,12 @@ class _Held:
 
     lock: Path
     fd: int | None
+    pid: int = field(default_factory=os.getpid)
 
     def release(self) -> None:
-        """Give the claim back, once; what is called again does nothing."""
+        """Give the claim back, once; what is called again, or in a forked process, does nothing."""
         with uninterrupted(), disk_errors(self.lock, "delete"):
-            if self.fd is None:
+            if self.fd is None or self.pid != os.getpid():
                 return
             fd, self.fd = self.fd, None
             try:  # first: whoever has opened the old file then sees that it is not there any more

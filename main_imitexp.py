@@ -27,6 +27,7 @@ from analysis.cli.flags import (
     store_from,
 )
 from analysis.cli.script import script, setup_logging
+from analysis.results.schema import CONTROL
 
 log = logging.getLogger("main_imitexp")
 
@@ -37,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_run_flags(parser)
     add_shard_flag(parser)
     add_axis_flags(parser)
-    add_experiment_flags(parser, "imit")
+    add_experiment_flags(parser, CONTROL)
     parser.add_argument(
         "--n_train", dest="shots", type=natural, nargs="+", default=argparse.SUPPRESS,
         help="numbers of examples in context, rising (default: shots of the config)",

@@ -28,6 +28,7 @@ from analysis.cli.flags import (
     store_from,
 )
 from analysis.cli.script import script, setup_logging
+from analysis.results.schema import REPORT
 
 log = logging.getLogger("main_predexp")
 
@@ -43,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_run_flags(parser)
     add_shard_flag(parser)
     add_axis_flags(parser)
-    add_experiment_flags(parser, "pred")
+    add_experiment_flags(parser, REPORT)
     parser.add_argument(
         "--n_train", dest="report_examples", type=positive, default=argparse.SUPPRESS,
         help="examples in the conversation (default: report_examples of the config)",

@@ -17,6 +17,7 @@ from analysis.cli.flags import base_parser
 from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
 from analysis.cli.script import script, setup_logging
 from analysis.pages import kinds
+from analysis.results import schema
 from analysis.results.store import Store
 from analysis.tables.text import interval, show_p, text_table, write_csv
 from configs.settings import MODES
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from analysis.tables import read as tables_read
 
     store = Store(args.results, args.model, args.dataset)
-    data = tables_read.load_control(store, args.axes, resolve_layers(store, args.layer, "imit"))
+    data = tables_read.load_control(store, args.axes, resolve_layers(store, args.layer, schema.CONTROL))
     data = data if args.mode == BOTH else tables_read.only_modes(data, [args.mode])
     rows = control_tables.control_table(data)
     written = make_figures(

@@ -17,6 +17,7 @@ from analysis.cli.flags import base_parser
 from analysis.cli.plot_flags import add_plot_flags, chosen_kinds, resolve_layers
 from analysis.cli.script import script, setup_logging
 from analysis.pages import kinds
+from analysis.results import schema
 from analysis.results.store import Store
 from analysis.tables.text import interval, show_p, text_table, write_csv
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from analysis.tables import report as report_tables
 
     store = Store(args.results, args.model, args.dataset)
-    data = tables_read.load_report(store, args.axes, resolve_layers(store, args.layer, "pred"))
+    data = tables_read.load_report(store, args.axes, resolve_layers(store, args.layer, schema.REPORT))
     rows = report_tables.report_table(data)
     written = make_figures(
         store, chosen=chosen_kinds(args, KINDS, MAIN), axes=args.axes, models=args.models,

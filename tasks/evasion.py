@@ -33,6 +33,7 @@ from analysis.cli.flags import (
 )
 from analysis.cli.script import script, setup_logging
 from analysis.results.claims import claim
+from analysis.results.schema import CONTROL
 from analysis.results.store import Store, UnitKey, finished, read, write
 from configs.layers import choose_layers
 from configs.settings import ACTIVE, INACTIVE, as_plain
@@ -99,7 +100,7 @@ class Trials:
         """Return what the file of an experiment depends on."""
         from analysis.experiments.units import unit_identity
 
-        key = UnitKey("imit", self.plan.axis, self.plan.layer, exp)
+        key = UnitKey(CONTROL, self.plan.axis, self.plan.layer, exp)
         return unit_identity(self.study, key, ("max_new_tokens", "temperature"), **asdict(self.plan))
 
     def path(self, exp: int) -> Path:

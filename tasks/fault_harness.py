@@ -32,6 +32,7 @@ from analysis.base.seeds import generator
 from analysis.experiments import runs
 from analysis.experiments.preparation import prepare
 from analysis.experiments.units import run_units, unfinished
+from analysis.results.schema import CONTROL
 from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
 from utils import LoadedModel
@@ -147,7 +148,7 @@ def note(path: Path, line: str) -> None:
 
 def files_job(store: Store, notes: Path, number: int) -> None:
     """Write 120 units that take no time, in an order of one's own."""
-    keys = [UnitKey("imit", axis, 0, exp) for axis in ("lr", "pc1", "pc2") for exp in range(40)]
+    keys = [UnitKey(CONTROL, axis, 0, exp) for axis in ("lr", "pc1", "pc2") for exp in range(40)]
     random.Random(number).shuffle(keys)
 
     def identity(key: UnitKey) -> dict[str, Any]:
@@ -189,8 +190,8 @@ def control_job(lm: LoadedModel) -> Job:
 
 def compare(one: Store, other: Store) -> int:
     """Return the number of units, or raise Lost if those of two folders are not the same, bit for bit."""
-    keys = one.units("imit")
-    if keys != other.units("imit"):
+    keys = one.units(CONTROL)
+    if keys != other.units(CONTROL):
         raise Lost(f"units differ: {len(keys)} against {len(other.units('imit'))}")
     for key in keys:
         a, b = ({k: v for k, v in read(s.unit(key)).items() if k not in VOLATILE} for s in (one, other))
@@ -233,7 +234,7 @@ def trial(
     reference, notes = fresh("undisturbed")
     if os.waitpid(spawn(lambda: job(reference, notes, 0)), 0)[1]:
         raise Lost("the undisturbed run failed")
-    found = Outcome(units=len(reference.units("imit")))
+    found = Outcome(units=len(reference.units(CONTROL)))
     for number in itertools.count():
         if found.kills >= kills:
             return found

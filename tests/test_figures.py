@@ -83,6 +83,11 @@ def test_scores_stand_in_the_cell_of_their_trial(study, control):
         cell = (7, s, m, int(unit["flip"][t]), int(unit["want"][t]))
         assert series.target[cell] == unit["scores"][t, unit["affected"].index("pc1")]
         assert series.text[cell] == unit["text"][t]
+        for name, values in series.measured.items():
+            np.testing.assert_equal(values[cell], np.float32(unit[name][t]))
+    assert set(series.measured) >= {"copy_rate", "cut", "empty"}
+    alone = series.only(["inactive"])
+    assert alone.modes == ("inactive",) and np.isnan(alone.measured["copy_rate"]).all()
 
 
 def test_a_missing_run_lowers_n_and_is_never_zero(tmp_path):

@@ -20,7 +20,7 @@ def make_series(rng, axis="lr", layer=PLANTED, affected=("lr", "meandiff", "pc1"
     """Noise at N = 0 and 4 in both modes, unless ``more`` replaces a field."""
     exps = np.arange(EXPS) if exps is None else np.asarray(exps)
     shape = (len(exps), 2, 2, 2, 2)
-    blank = {name: np.zeros(shape, np.float32) for name in ("copy_rate", "cut", "empty")}
+    blank = {"measured": {name: np.zeros(shape, np.float32) for name in ("copy_rate", "cut", "empty")}}
     fields = {
         "scores": rng.normal(size=(*shape, len(affected))),
         "by_layer": rng.normal(size=(*shape, LAYERS)),

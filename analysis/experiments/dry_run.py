@@ -20,11 +20,13 @@ from analysis.experiments.workload import (
     report_work,
 )
 from analysis.models.shape import Shape, load_shape, load_tokenizer, run_device, run_sizes
+from analysis.results.schema import UNIT_KINDS
 from analysis.results.store import Store, UnitKey, read
 from configs.layers import choose_layers
 from configs.settings import Settings
 
-KINDS = {"control": "imit", "report": "pred"}
+KINDS = {kind.name: prefix for prefix, kind in UNIT_KINDS.items()}
+"""Stage -> its kind of unit."""
 MOST_READ = 20
 """Finished units that are read to learn how long one takes."""
 TASK_HOURS = 1.0

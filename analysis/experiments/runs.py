@@ -11,6 +11,7 @@ from analysis.experiments.control import Control, check_finite, control_identity
 from analysis.experiments.report import Report, report_identity
 from analysis.experiments.study import Study, open_study
 from analysis.experiments.units import run_units, unfinished, unit_keys
+from analysis.results.schema import CONTROL, REPORT
 from analysis.results.store import Store, UnitKey
 from configs.layers import choose_layers
 from configs.settings import Settings
@@ -71,7 +72,7 @@ def run_control(
     """  # fmt: skip
     study = open_study(store, settings)
     _check_asked(study, options)
-    keys = unit_keys("imit", study, axes, _layers(study, layer), exps)
+    keys = unit_keys(CONTROL, study, axes, _layers(study, layer), exps)
 
     def identity(key: UnitKey) -> dict[str, Any]:
         return control_identity(study, key)
@@ -118,7 +119,7 @@ def run_report(
     same = model_name(reader) == model_name(source.model)
     if same:
         _check_asked(study, options)
-    keys = unit_keys("pred", study, axes, _layers(study, layer), exps)
+    keys = unit_keys(REPORT, study, axes, _layers(study, layer), exps)
     store = report_store(source, reader)
     lm = None if same else _loaded(models, reader, options)
     other = (lm.fingerprint, lm.dtype) if lm else (None, None)

@@ -23,14 +23,13 @@ from analysis.pages.drawn import (
     curve,
     effect_curve,
     effect_numbers,
-    levels_in_names,
     levels_in_words,
     n_text,
     note,
     numbers,
 )
 from analysis.results.schema import Axes
-from analysis.results.store import Store
+from analysis.results.store import Store, levels_in_name
 from analysis.tables import control as tables
 from analysis.tables.read import ControlData, read_axes
 from analysis.tables.rows import Row
@@ -116,7 +115,7 @@ class Target:
     def drawn(self, name: str, caption: str, figure: Figure, rows: Sequence[Row]) -> Drawn:
         """Return a figure of this layer with its numbers."""
         about = {"layer": self.layer, "levels": self.levels}
-        name = f"{name}_layer{self.layer}{levels_in_names(self.levels)}"
+        name = f"{name}_layer{self.layer}{levels_in_name(self.levels)}"
         return Drawn(name, self.group, caption, figure, [{**about, **row} for row in rows])
 
     def each(
@@ -291,7 +290,7 @@ def across_layers(view: ControlView) -> Iterator[Drawn]:
         chosen = [s for s in view.data.series if s.levels == levels]
         if len({s.layer for s in chosen}) < 2:
             continue
-        end = levels_in_names(levels)
+        end = levels_in_name(levels)
         where = f"{view.store.model}, {view.store.dataset}{levels_in_words(levels)}"
         last = max(int(s.shots[-1]) for s in chosen)
         at_last = [row for row in view.rows if row["levels"] == levels and row["n"] == last]

@@ -93,11 +93,6 @@ def levels_in_words(levels: int) -> str:
     return "" if levels == 2 else f", {levels} levels"
 
 
-def levels_in_names(levels: int) -> str:
-    """Return the ending of the name of a figure where more than two labels were shown."""
-    return "" if levels == 2 else f"_levels{levels}"
-
-
 def n_text(rows: Iterable[Row]) -> str:
     """Return such as ``n = 6 experiments, n = 24 trials per point.``"""
     rows = list(rows)

@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from analysis.results import schema
+from analysis.results.schema import UNIT_KINDS
+
 if TYPE_CHECKING:
     from analysis.pages.drawn import Drawn
 
-REPORT, CONTROL = "report", "control"
+REPORT, CONTROL = (UNIT_KINDS[prefix].name for prefix in (schema.REPORT, schema.CONTROL))
 """Stages, each with a script of its own: plot_pred.py and plot_imit.py."""
 
 

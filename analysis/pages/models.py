@@ -12,6 +12,7 @@ from analysis.figures.style import Curve
 from analysis.pages.control import ControlView, by_mode_and_axis
 from analysis.pages.drawn import Drawn, effect_curve, effect_numbers, note
 from analysis.pages.report import ReportView, source_numbers, sources
+from analysis.results.schema import CONTROL, REPORT
 from analysis.results.store import Store
 from analysis.tables import control as control_tables
 from analysis.tables import read as tables_read
@@ -67,7 +68,7 @@ def _compared(
 
 def control_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
     """Return the effects of one model's binary control runs, at each series' largest N."""
-    data = tables_read.load_control(store, _with_runs(store, axes, "imit"))
+    data = tables_read.load_control(store, _with_runs(store, axes, CONTROL))
     rows = control_tables.control_table(data)
     last = {(s.axis, s.layer, s.levels): int(s.shots[-1]) for s in data.series}
     kept = [r for r in rows if r["levels"] == 2 and r["n"] == last[r["axis"], r["layer"], 2]]
@@ -76,7 +77,7 @@ def control_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
 
 def report_results(store: Store, axes: Sequence[str] | None) -> ModelResults:
     """Return the report table of one model's binary runs."""
-    data = tables_read.load_report(store, _with_runs(store, axes, "pred"))
+    data = tables_read.load_report(store, _with_runs(store, axes, REPORT))
     return _placed(store, data.meta, [r for r in report_tables.report_table(data) if r["levels"] == 2])
 
 
@@ -99,7 +100,7 @@ def _size(store: Store, meta: Mapping[str, Any], name: str) -> int:
 
 def control_models(view: ControlView) -> Iterator[Drawn]:
     """Yield effect against depth, and at each model's middle-most layer against size."""
-    models, dataset = _compared(view, "imit", control_results), view.store.dataset
+    models, dataset = _compared(view, CONTROL, control_results), view.store.dataset
     if not models:
         return
     every = [
@@ -146,7 +147,7 @@ def _middle_layer(every: Sequence[Row], row: Row) -> int:
 
 def report_models(view: ReportView) -> Iterator[Drawn]:
     """Yield the ideal observer and the model's report, per axis and model."""
-    models, dataset = _compared(view, "pred", report_results), view.store.dataset
+    models, dataset = _compared(view, REPORT, report_results), view.store.dataset
     if not models:
         return
     panels, found = {}, []

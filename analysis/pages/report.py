@@ -17,8 +17,8 @@ from analysis.figures import report as charts
 from analysis.figures.models import plot_observers
 from analysis.figures.style import Bars, Curve, count
 from analysis.pages import drawn
-from analysis.pages.drawn import Drawn, bars, curve_numbers, levels_in_names, levels_in_words, numbers
-from analysis.results.store import Store
+from analysis.pages.drawn import Drawn, bars, curve_numbers, levels_in_words, numbers
+from analysis.results.store import Store, levels_in_name
 from analysis.tables import report as tables
 from analysis.tables.read import ReportData
 from analysis.tables.report import OBSERVERS, Curves
@@ -68,7 +68,7 @@ class Scale:
         self.rows = [row for row in view.rows if row["levels"] == levels]
         self.layers = sorted({s.layer for s in self.series})
         self.where = f"{view.store.model}, {view.store.dataset}"
-        self.ending, self.words = levels_in_names(levels), levels_in_words(levels)
+        self.ending, self.words = levels_in_name(levels), levels_in_words(levels)
         self.note = note(self.series)
 
     @cached_property

@@ -13,6 +13,7 @@ import numpy as np
 from analysis.base.files import save_bytes
 from analysis.pages.figures_folder import Written
 from analysis.pages.html import render
+from analysis.results.schema import UNIT_KINDS
 from analysis.results.store import Store
 from analysis.tables.findings import control_findings, report_findings
 from analysis.tables.read import ControlData
@@ -45,7 +46,7 @@ def write_report(
         examples: from :func:`collect_examples`.
         about: provenance such as ``analysis.results.store.provenance()``; nested mappings are joined.
     """
-    runs = {"control": len(store.units("imit")), "report": len(store.units("pred"))}
+    runs = {kind.name: len(store.units(prefix)) for prefix, kind in UNIT_KINDS.items()}
     html = render(
         "report_page.html.j2",
         filters={"interval": interval, "show": show, "p": show_p, "observer": _observer},
@@ -129,11 +130,11 @@ def _replies(series: ControlSeries, want: int, name: str) -> list[dict[str, Any]
     found = []
     for e, flip in np.ndindex(len(series.exps), 2):
         cell = (e, last, m, flip, want)
-        if series.text[cell] and series.empty[cell] == 0:
+        if series.text[cell] and series.measured["empty"][cell] == 0:
             found.append({
                 "want": name, "axis": series.axis, "layer": series.layer, "exp": int(series.exps[e]),
                 "flipped": bool(flip), "n": int(series.shots[last]), "score": float(series.target[cell]),
-                "text": series.text[cell], "copy_rate": float(series.copy_rate[cell]),
-                "cut": bool(series.cut[cell] == 1),
+                "text": series.text[cell], "copy_rate": float(series.measured["copy_rate"][cell]),
+                "cut": bool(series.measured["cut"][cell] == 1),
             })  # fmt: skip
     return found

@@ -9,23 +9,20 @@ from typing import Any
 
 from analysis.axes.names import LR, pc_number
 from analysis.base.errors import UserError
-from analysis.results.schema import Kind, Parts, kind_of
+from analysis.results.schema import REPORT, UNIT_KINDS, Kind, Parts, kind_of
 from analysis.results.store import Store, UnitKey, read_meta, unit_key
-
-SCRIPTS = {"imit": "main_imitexp.py", "pred": "main_predexp.py"}
-NOUNS = {"imit": "control", "pred": "report"}
 
 
 def command(store: Store, kind: str | None = None, axis: str = LR, layer: int | None = None) -> str:
     """Return the command line that makes runs of ``kind``, or without it the axes."""
     reader, _, source = store.model.partition("_from_")
-    crossed = kind == "pred" and bool(source)  # one model reads the scores of another
+    crossed = kind == REPORT and bool(source)  # one model reads the scores of another
     model = ["--config_s", source, "--config_e", reader] if crossed else ["--model", store.model]
-    words = ["python", SCRIPTS[kind] if kind else "main_prep.py", *model, *_place(store)]
+    words = ["python", UNIT_KINDS[kind].script if kind else "main_prep.py", *model, *_place(store)]
     if kind:
         k = pc_number(axis)
         words += ["--clf", axis] if k is None else ["--pc", str(k)]
-        words += ["--layer", "middle" if layer is None else str(layer), f"--{kind}_exp_end", "-1"]
+        words += ["--layer", "middle" if layer is None else str(layer), UNIT_KINDS[kind].count, "-1"]
     return shlex.join(words) + store.flags
 
 
@@ -80,7 +77,7 @@ def no_runs(
     what = f" for axis {axis}" if axis else ""
     where = "" if layer is None else f" at layer {layer}"
     return UserError(
-        f"there are no {NOUNS[kind]} runs{what}{where} in {store.folder} (there: {have}): "
+        f"there are no {UNIT_KINDS[kind].name} runs{what}{where} in {store.folder} (there: {have}): "
         f"run `{command(store, kind, axis or LR, layer)}`"
     )
 

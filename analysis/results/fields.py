@@ -52,6 +52,16 @@ def optional(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
 
+def fields_of_shape(kind: type, shape: str) -> list[str]:
+    """Return the names of the fields of a dataclass that hold arrays of this shape, such as ``T``."""
+    return [
+        name
+        for name, hint in hints_of(kind).items()
+        for part in (hint, *get_args(hint))
+        if isinstance(part, type) and issubclass(part, AbstractArray) and part.dim_str.strip() == shape
+    ]
+
+
 def check_fields(record: Mapping[str, Any], kind: type, sizes: Sizes, within: str = "") -> None:
     """Raise Wrong (naming the field) unless ``record`` has the fields of the dataclass ``kind``.
 

@@ -630,6 +630,8 @@ class Kind:
     """Whether experiments start at 0, so that those below one that is there are missing."""
     beside: str = ""
     """The kind beside which files of this one are made, by the same command."""
+    size: str = ""
+    """Control and report: the setting that ``--n_train`` stands for."""
 
     @property
     def is_study(self) -> bool:
@@ -657,20 +659,26 @@ _LOOP = {
     "axis": "--axes", "layer": "--layer", "levels": "--levels", "turns": "--loop", "arms": "--loop_arms",
     "loop_mode": "--loop_mode", "examples": "--loop_examples",
 }  # fmt: skip
+CONTROL, REPORT = "imit", "pred"
+"""How files and flags of the two kinds of units of work begin."""
+
+
+def _units(prefix: str, name: str, record: type[Record], script: str, size: str) -> Kind:
+    pattern = rf"{prefix}_{_AXIS}(_{_LEVELS})?_{_EXP}\.pkl"
+    return Kind(name, pattern, record, script, count=f"--{prefix}_exp_end", size=size)
+
+
+UNIT_KINDS = {
+    CONTROL: _units(CONTROL, "control", ControlUnit, "main_imitexp.py", "shots"),
+    REPORT: _units(REPORT, "report", ReportUnit, "main_predexp.py", "report_examples"),
+}
 KINDS: tuple[Kind, ...] = (
     Kind("split", r"split\.pkl", Split),
     Kind("hidden", rf"hidden(_(?P<method>mean|last))?_layer(?P<layer>{_NUMBER})\.pkl", Hidden),
     Kind("tokens", rf"hidden_(?P<method>each)_layer(?P<layer>{_NUMBER})\.pkl", HiddenEach),
     Kind("embedding", r"hidden_embedding\.pkl", Embedding),
     Kind("axes", rf"axes_layer(?P<layer>{_NUMBER})\.pkl", Axes),
-    Kind(
-        "control", rf"imit_{_AXIS}(_{_LEVELS})?_{_EXP}\.pkl", ControlUnit,
-        "main_imitexp.py", count="--imit_exp_end",
-    ),
-    Kind(
-        "report", rf"pred_{_AXIS}(_{_LEVELS})?_{_EXP}\.pkl", ReportUnit,
-        "main_predexp.py", count="--pred_exp_end",
-    ),
+    *UNIT_KINDS.values(),
     Kind(
         "closed loop", rf"study_loop_(?P<loop_mode>write|repeat)_({_LEVELS}_)?{_EXP}_{_AXIS}\.pkl", LoopUnit,
         "neurofeedback.py", _LOOP, "--n_experiments", from_first=True,

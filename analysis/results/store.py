@@ -34,14 +34,13 @@ from typing import Any, TypeVar
 from analysis.base.errors import UserError
 from analysis.base.files import ROOT, DamagedFile, disk_errors, load_meta, load_pickle, one_line, save_pickle
 from analysis.results.fields import Sizes
-from analysis.results.schema import Record, check, check_record, kind_of
+from analysis.results.schema import UNIT_KINDS, Record, check, check_record, kind_of
 from utils import model_name
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 SCHEMA = 2
-KINDS = ("imit", "pred")
 PER_UNIT = ("axis", "layer", "exp", "levels")
 """Identity fields that name a unit; two units of one figure may differ in nothing else."""
 _PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "scipy")
@@ -52,7 +51,7 @@ class UnitKey:
     """One unit of work: an experiment on one axis of one layer."""
 
     kind: str
-    """``imit`` (control) or ``pred`` (report)."""
+    """CONTROL or REPORT of analysis/results/schema.py."""
     axis: str
     layer: int
     exp: int
@@ -66,10 +65,15 @@ def folder_name(name: str) -> str:
     return f"_{plain}" if plain in ("", ".", "..") else plain
 
 
+def levels_in_name(levels: int) -> str:
+    """Return the part of a file's name that says how many labels were shown."""
+    return "" if levels == 2 else f"_levels{levels}"
+
+
 def unit_key(name: str) -> UnitKey | None:
     """Return the unit whose file has this name, None if it is another file."""
     kind, prefix = kind_of(name), name.partition("_")[0]
-    if kind is None or prefix not in KINDS:
+    if kind is None or prefix not in UNIT_KINDS:
         return None
     return UnitKey(prefix, **(kind.parts(name) or {}))
 
@@ -115,8 +119,8 @@ class Store:
 
     def unit(self, key: UnitKey) -> Path:
         """The file of one unit of work."""
-        levels = "" if key.levels == 2 else f"_levels{key.levels}"
-        return self.folder / f"{key.kind}_{key.axis}_layer{key.layer}{levels}_exp{key.exp}.pkl"
+        name = f"{key.kind}_{key.axis}_layer{key.layer}{levels_in_name(key.levels)}_exp{key.exp}.pkl"
+        return self.folder / name
 
     def study(self, name: str, axis: str, layer: int) -> Path:
         """The file of a study in tasks/, such as ``causal``, on one axis of one layer."""

@@ -22,7 +22,6 @@ from analysis.base.files import DamagedFile
 from analysis.base.seeds import fingerprint
 from analysis.results.claims import claim, describe, is_dead
 from analysis.results.commands import (
-    NOUNS,
     command,
     experiments_for,
     levels_flag,
@@ -32,9 +31,8 @@ from analysis.results.commands import (
     study_command,
 )
 from analysis.results.fields import Sizes
-from analysis.results.schema import KINDS as SCHEMA_KINDS
-from analysis.results.schema import Kind, Parts, kind_of
-from analysis.results.store import KINDS, PER_UNIT, Store, UnitKey, inspect, unit_key
+from analysis.results.schema import KINDS, UNIT_KINDS, Kind, Parts, kind_of
+from analysis.results.store import PER_UNIT, Store, UnitKey, inspect, unit_key
 
 PREPARED = ("split", "embedding", "hidden", "tokens", "axes")
 """Kinds of files that the preparation writes."""
@@ -110,9 +108,9 @@ def check(folder: Path) -> Findings:
     _compare_sizes(found)
     _look_for_preparation(found)
     _compare_preparation(found)
-    for prefix in KINDS:
+    for prefix in UNIT_KINDS:
         _look_for_units(found, prefix)
-    for kind in SCHEMA_KINDS:
+    for kind in KINDS:
         if kind.is_study:
             _look_for_study(found, kind)
     found.aside = sorted(path.name for path in folder.glob("*.corrupt*"))
@@ -193,7 +191,7 @@ def _look_for_units(found: Findings, prefix: str) -> None:
     levels, layers = (sorted({getattr(key, part) for key in keys}) for part in ("levels", "layer"))
     axes = sorted({key.axis for key in keys}, key=axis_order)
     exps = range(min(key.exp for key in keys), max(key.exp for key in keys) + 1)
-    found.grids[NOUNS[prefix]] = (
+    found.grids[UNIT_KINDS[prefix].name] = (
         f"axes {' '.join(axes)} x layers {' '.join(map(str, layers))} x levels {' '.join(map(str, levels))} "
         f"x experiments {exps[0]}..{exps[-1]}"
     )
@@ -204,7 +202,9 @@ def _look_for_units(found: Findings, prefix: str) -> None:
             lines = _unit_command(found, lacking, exps)
             _lack(found, [found.store.unit(key).name for key in lacking], lines)
     units = [meta["identity"] for name, meta in found.whole.items() if name.startswith(f"{prefix}_")]
-    found.mixed += [f"{NOUNS[prefix]}: {name}" for name in _differing(units, (*PER_UNIT, "imported"))]
+    found.mixed += [
+        f"{UNIT_KINDS[prefix].name}: {name}" for name in _differing(units, (*PER_UNIT, "imported"))
+    ]
 
 
 def _unit_command(found: Findings, lacking: Sequence[UnitKey], exps: range) -> str:
@@ -213,12 +213,12 @@ def _unit_command(found: Findings, lacking: Sequence[UnitKey], exps: range) -> s
     words = shlex.split(command(found.store, first.kind, first.axis, first.layer))
     layers = sorted({key.layer for key in lacking})
     words[words.index("--layer") + 1] = ",".join(map(str, layers))
-    words[words.index(f"--{first.kind}_exp_end") + 1] = str(exps[-1] + 1)
+    words[words.index(UNIT_KINDS[first.kind].count) + 1] = str(exps[-1] + 1)
     if exps[0]:
         words += [f"--{first.kind}_exp_start", str(exps[0])]
     same = (meta["identity"] for name, meta in found.whole.items() if name.startswith(f"{first.kind}_"))
     identity: Mapping[str, Any] = next(same, {})
-    sizes = identity.get("shots" if first.kind == "imit" else "report_examples")
+    sizes = identity.get(UNIT_KINDS[first.kind].size)
     if sizes is not None:
         words += ["--n_train", *map(str, sizes if isinstance(sizes, list) else [sizes])]
     return shlex.join(words) + levels_flag(first.levels)
@@ -314,7 +314,7 @@ def describe_findings(found: Findings) -> str:
     line("preparation", _counts(found, PREPARED))
     for noun, grid in found.grids.items():
         line(noun, f"{_counts(found, [noun])} of the largest grid seen: {grid}")
-    for kind in SCHEMA_KINDS:
+    for kind in KINDS:
         if kind.is_study and found.names(kind):
             line(kind.name, _counts(found, [kind.name]))
     others = [name for name in found.whole if kind_of(name) is None]

@@ -43,14 +43,14 @@ def _series_rows(series: ControlSeries, seed: int) -> list[Row]:
     found = pair_effects(series.target.transpose(0, 3, 4, 1, 2), seed)
     rows = []
     for cell, (s, m) in enumerate(np.ndindex(len(series.shots), len(series.modes))):
-        here = np.s_[:, s, m]
+        measured = {name: values[:, s, m] for name, values in series.measured.items()}
         rows.append({
             "axis": series.axis, "layer": series.layer, "levels": series.levels, "mode": series.modes[m],
             "n": int(series.shots[s]), **effect_row(found, cell),
-            "recorded": int(np.isfinite(series.empty[here]).sum()),
-            "missing": int(np.isnan(series.empty[here]).sum()),
-            "empty": int(np.nansum(series.empty[here])), "cut": int(np.nansum(series.cut[here])),
-            "copy_rate": mean_known(series.copy_rate[here]),
+            "recorded": int(np.isfinite(measured["empty"]).sum()),
+            "missing": int(np.isnan(measured["empty"]).sum()),
+            "empty": int(np.nansum(measured["empty"])), "cut": int(np.nansum(measured["cut"])),
+            "copy_rate": mean_known(measured["copy_rate"]),
         })  # fmt: skip
     return sorted(rows, key=lambda row: (series.modes.index(row["mode"]), row["n"]))
 

@@ -19,7 +19,7 @@ from analysis.base.errors import UserError, unknown
 from analysis.base.files import DamagedFile
 from analysis.base.seeds import fingerprint
 from analysis.results.commands import no_axes, no_runs
-from analysis.results.schema import Axes, ControlUnit, ReportUnit, Split
+from analysis.results.schema import CONTROL, REPORT, Axes, ControlUnit, ReportUnit, Split
 from analysis.results.store import PER_UNIT, Store, UnitKey, read_as, read_meta
 from analysis.tables.series import ControlSeries, ReportSeries, control_series, report_series
 
@@ -54,9 +54,9 @@ def load_control(
         UserError: nothing to read (the message holds the command that makes it), or units were made
             with differing settings (the message names the field).
     """
-    targeted = {unit.axis for unit in store.units("imit")}
+    targeted = {unit.axis for unit in store.units(CONTROL)}
     build = partial(control_series, targeted)
-    series, meta = _load(store, "imit", ControlUnit, axes, layers, build)
+    series, meta = _load(store, CONTROL, ControlUnit, axes, layers, build)
     return ControlData(series, _original_scores(store, series), meta)
 
 
@@ -64,7 +64,7 @@ def load_report(
     store: Store, axes: Sequence[str] | None = None, layers: Sequence[int] | None = None
 ) -> ReportData:
     """Read the report units of ``store``; arguments and errors as for :func:`load_control`."""
-    return ReportData(*_load(store, "pred", ReportUnit, axes, layers, report_series))
+    return ReportData(*_load(store, REPORT, ReportUnit, axes, layers, report_series))
 
 
 def only_modes(data: ControlData, modes: Sequence[str]) -> ControlData:

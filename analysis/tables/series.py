@@ -16,12 +16,15 @@ from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from analysis.axes.names import SHOWN_PCS, axis_order, pc_number
+from analysis.results.fields import fields_of_shape
 from analysis.results.schema import ControlUnit, ReportUnit
 from analysis.results.store import UnitKey
 from configs.settings import MODES
 
-COLUMNS = ("scores", "by_layer", "projection", "copy_rate", "cut", "empty")
-"""Numbers of a trial in a control unit; older units may lack some."""
+ASKED = ("n", "flip", "target", "want")
+"""Fields of a control unit that say what a trial asks for."""
+MEASURED = tuple(name for name in fields_of_shape(ControlUnit, "T") if name not in ASKED)
+"""Fields that hold one number of every trial: copy_rate, cut, empty, and whatever the schema adds to them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,9 @@ class ControlSeries:
     """The target layer's axis read at every layer, in the target layer's std."""
     layers_read: Int[np.ndarray, " L"]
     """The layers of ``by_layer`` and ``projection``."""
-    copy_rate: Float[np.ndarray, "E S M 2 2"]
-    """NaN when inactive or missing."""
-    cut: Float[np.ndarray, "E S M 2 2"]
-    """1: a trailing score was cut off the reply; NaN: missing."""
-    empty: Float[np.ndarray, "E S M 2 2"]
-    """1: the reply was empty; NaN: missing."""
+    measured: Mapping[str, Float[np.ndarray, "E S M 2 2"]]
+    """Field of a unit -> its value, see MEASURED: ``copy_rate`` (also NaN when inactive); ``cut``, 1 where a
+    trailing score was cut off the reply; ``empty``, 1 where the reply was empty. NaN: missing."""
     text: np.ndarray
     """(E, S, M, F, W) object, the sentence, None where missing."""
     differences: Mapping[str, Float[np.ndarray, "E D"]]
@@ -66,9 +66,10 @@ class ControlSeries:
     def only(self, modes: Sequence[str]) -> ControlSeries:
         """Return the same series with the trials of ``modes`` alone."""
         index = [i for i, mode in enumerate(self.modes) if mode in modes]
-        names = ("scores", "by_layer", "projection", "copy_rate", "cut", "empty", "text")
+        names = ("scores", "by_layer", "projection", "text")
         arrays = {name: getattr(self, name)[:, :, index] for name in names}
-        return replace(self, modes=tuple(self.modes[i] for i in index), **arrays)
+        measured = {name: values[:, :, index] for name, values in self.measured.items()}
+        return replace(self, modes=tuple(self.modes[i] for i in index), measured=measured, **arrays)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def control_series(
     modes = tuple(mode for mode in MODES if any(mode in unit.mode for unit in units))
     shape = (len(units), len(shots), len(modes), 2, 2)
     wide = {"scores": (len(affected),), "by_layer": layers.shape, "projection": layers.shape}
-    arrays = {name: np.full((*shape, *wide.get(name, ())), np.nan, np.float32) for name in COLUMNS}
+    arrays = {name: np.full((*shape, *wide.get(name, ())), np.nan, np.float32) for name in (*wide, *MEASURED)}
     text = np.full(shape, None, object)
     for e, unit in enumerate(units):
         mode = np.array([modes.index(name) for name in unit.mode], dtype=int)
@@ -141,7 +142,7 @@ def control_series(
     moved = {mode: _differences(units, mode) for mode in modes}
     return ControlSeries(
         first.axis, first.layer, first.levels, exps, shots, modes, affected, layers_read=layers, text=text,
-        differences=moved, **arrays,
+        differences=moved, measured={name: arrays.pop(name) for name in MEASURED}, **arrays,
     )  # fmt: skip
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from analysis.experiments.preparation import prepare
 from analysis.experiments.study import Study, open_study
 from analysis.figures.style import Bars, Curve, count
-from analysis.pages.drawn import Drawn
+from analysis.pages.drawn import Drawn, levels_in_words
 from analysis.pages.figures_folder import add_figures
 from analysis.pages.kinds import STUDIES
-from analysis.results.store import Store
+from analysis.results.store import Store, levels_in_name
 from analysis.studies.closed_loop import tables as loop_tables
 from analysis.studies.closed_loop.figures import plot_loop_drift, plot_loop_effect, plot_loop_scores
 from analysis.studies.closed_loop.flags import Loop
@@ -78,9 +78,8 @@ def _figures(
     loop: Loop,
 ) -> list[Drawn]:
     first = here[0]
-    levels = "" if first.levels == 2 else f"_levels{first.levels}"
-    ending = f"{first.axis}_layer{first.layer}{levels}"
-    where = f"{first.axis}, layer {first.layer}{levels.replace('_levels', ', levels ')}"
+    ending = f"{first.axis}_layer{first.layer}{levels_in_name(first.levels)}"
+    where = f"{first.axis}, layer {first.layer}{levels_in_words(first.levels)}"
     title = f"{store.model}, {store.dataset}: closed loop on {where}"
     size = f"{count((len(s.scores) for s in here), 'experiment')}, {loop.examples} examples before turn 1"
     lost = ", ".join(f"{s.mode} {int((s.complied == 0).sum())} of {s.complied.size}" for s in here)

@@ -125,7 +125,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
         if "device_map" not in options:
-            model = model.to(kind)
+            model = model.to(kind)  # type: ignore[arg-type]  # its decorator hides ``self``
     model.eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, target, _model_fingerprint(model))
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.base.errors import UserError
+from analysis.base.script import script
 from data.load import SHIPPED, Dataset, read_dataset
 
 NEAR = 0.6
@@ -149,6 +148,7 @@ def probe(model: object, features: object, dataset: Dataset) -> float:
     return float(scores.mean())
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     """Check one dataset or all shipped ones."""
     parser = argparse.ArgumentParser(
@@ -158,11 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     bad = False
     for key in SHIPPED if args.key == "all" else (args.key,):
-        try:
-            found = check(read_dataset(key))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        found = check(read_dataset(key))
         print(key)
         for name, value in found.figures.items():
             print(f"  {name:52s} {value}")

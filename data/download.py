@@ -24,7 +24,7 @@ from pathlib import Path
 
 from analysis.base.errors import UserError, unknown
 from analysis.base.progress import bar
-from analysis.cli.script import script, setup_logging
+from analysis.base.script import script, setup_logging
 from data import load
 from data.sources import BASE_URL, SOURCES, Source
 

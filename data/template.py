@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from analysis.base.errors import UserError
 from analysis.base.files import save_bytes
-from analysis.cli.script import script
+from analysis.base.script import script
 from data import load
 
 CSV = """\

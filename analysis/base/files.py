@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised in the main thread; see analysis/cli/flags.py."""
+    """SIGTERM, raised in the main thread; see analysis/base/script.py."""
 
 
 class _Stop:

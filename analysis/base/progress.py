@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar, overload
 
 from tqdm import tqdm
 
 from analysis.base.processes import is_main
 
+T = TypeVar("T")
 
-def bar(*args: Any, **kwargs: Any) -> tqdm:
+
+@overload
+def bar(items: Iterable[T], **options: Any) -> tqdm[T]: ...
+@overload
+def bar(items: None = None, **options: Any) -> tqdm[Any]: ...
+def bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """Return a tqdm bar that updates every 0.1 s on a terminal, and after each 30 s in a log.
 
     Of several processes of one launch only the main one shows its bar.
     """
     terminal = sys.stderr.isatty()
-    pace = {"mininterval": 0.1} if terminal else {"mininterval": 30.0, "delay": 30.0}
-    return tqdm(*args, dynamic_ncols=terminal, disable=not is_main(), **pace, **kwargs)
+    pace: dict[str, Any] = {"mininterval": 0.1} if terminal else {"mininterval": 30.0, "delay": 30.0}
+    return tqdm(items, dynamic_ncols=terminal, disable=not is_main(), **pace, **options)

@@ -15,7 +15,7 @@ from analysis.engine.request import Request
 from analysis.models.shape import Shape
 from tasks.benchmarks import bench_gpu, gpu_lab
 from tasks.benchmarks.bench_gpu import main
-from tasks.benchmarks.gpu_lab import Drawn, Lab, Sizes, Words, measure
+from tasks.benchmarks.gpu_lab import Drawn, Lab, Sizes, measure, words
 
 QUICK = ["--shape", "tiny", "--device", "cpu", "--quick"]
 TITLES = ("Ceilings", "Preparation", "Trunk", "Branches", "Report", "Peak memory")
@@ -32,7 +32,7 @@ def lab() -> Lab:
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     # q and o 4 x 4, k and v 4 x 2, MLP 3 times 4 x 6
     shape = Shape(1, 4, 2, 1, 2, 6, 16, False, 2048, 269, 2 * 16 + 2 * 8 + 3 * 24, False)
-    return Lab(shape, PrefixTree(model, Words(16), 64), Sizes(repeats=2), 1e6, 1000.0, {})
+    return Lab(shape, PrefixTree(model, words(16), 64), Sizes(repeats=2), 1e6, 1000.0, {})
 
 
 def numbers(line: str) -> list[float]:
@@ -95,7 +95,7 @@ def test_a_decode_floor_is_weights_and_cache_over_bandwidth(lab):
 
 def test_decode_steps_are_those_with_a_later_step_in_their_group(lab):
     requests = [Request([1, 2], reply=gpu_lab.Sampling(4)), Request([1, 3], reply=gpu_lab.Sampling(4))]
-    tree = PrefixTree(lab.tree.model, Words(16), 64)
+    tree = PrefixTree(lab.tree.model, words(16), 64)
     tree.context.stops = frozenset()  # all replies have 4 tokens
     steps = gpu_lab.DecodeClock(tree)
     handle = tree.model.base_model.register_forward_pre_hook(steps, with_kwargs=True)
@@ -161,7 +161,7 @@ def test_without_a_gpu_the_error_is_one_line_that_says_what_to_do(monkeypatch, c
 def test_the_plain_loop_is_scaled_linearly_between_the_n_that_ran(lab, monkeypatch):
     seconds = iter([1.0, 5.0])  # at N = 0 and N = 4
     monkeypatch.setattr(bench_gpu, "clock", lambda run: next(seconds))
-    monkeypatch.setattr(bench_gpu.DevicePlainLoop, "__call__", lambda self, requests, progress: None)
+    monkeypatch.setattr(bench_gpu.PlainLoop, "__call__", lambda self, requests, progress: None)
     small = Lab(lab.shape, lab.tree, Sizes(plain_shots=2), lab.gemm, lab.copy, {})
     unit = Drawn(16).control_unit((0, 2, 4), 3)
     # N = 2 takes 3 s; 4 pairs of flip and target: (1 + 3 + 5) x 4

@@ -119,7 +119,8 @@ def test_the_plain_loop_reads_the_sentence_and_not_the_score_after_it(tiny_lm):
     ids = torch.arange(20, 30)
     texts = ["", "I", "I left.", "I left. [Score:"]
     loop = PlainLoop(tiny_lm.model, lambda ids: texts[min(len(ids), 3)], frozenset({1}))
-    got = loop.write(Request(ids.numpy(), reply=Sampling(6, rule=before_score)))
+    sampling = Sampling(6, rule=before_score)
+    got = loop.write(Request(ids.numpy(), reply=sampling), sampling)
     whole = ids.tolist()
     for _ in range(6):
         whole.append(int(tiny_lm.model(torch.tensor([whole])).logits[0, -1].argmax()))

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,13 +48,13 @@ from tasks.benchmarks.gpu_lab import (
     DecodeClock,
     Lab,
     Sizes,
-    Words,
     ceilings,
     clock,
     measure,
+    words,
 )
 from tasks.benchmarks.markdown import table
-from tasks.benchmarks.plain_loop import Outcome, PlainLoop
+from tasks.benchmarks.plain_loop import PlainLoop
 from tasks.benchmarks.program import make_parser
 from utils import choose_dtype
 
@@ -119,22 +121,9 @@ def decode_lines(lab: Lab, clock: DecodeClock) -> list[str]:
     ]
 
 
-class DevicePlainLoop(PlainLoop):
-    """The plain loop on the device of its model."""
-
-    def __call__(self, requests: Sequence[Request], progress: Callable[[int], object]) -> Outcome:
-        """Bring the token ids to the device first."""
-        moved = [replace(r, ids=torch.tensor(r.ids, device=self.model.device)) for r in requests]
-        return super().__call__(moved, progress)
-
-    def states(self, ids: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return L tensors (1, T, D)."""
-        return super().states(torch.as_tensor(ids, device=self.model.device))
-
-
 def plain_line(lab: Lab, shots: Sequence[int], unit: Sequence[Request], engine: float) -> str:
     """Time the plain loop at some N, both ends first, and scale to the unit."""
-    loop = DevicePlainLoop(lab.tree.model, lab.tree.decode, lab.tree.stops)
+    loop = PlainLoop(lab.tree.model, lab.tree.decode, lab.tree.stops)
     per_shot = len(unit) // len(shots)
     places = np.unique(np.linspace(0, len(shots) - 1, min(lab.sizes.plain_shots, len(shots))).astype(int))
     took: dict[int, float] = {}
@@ -144,7 +133,7 @@ def plain_line(lab: Lab, shots: Sequence[int], unit: Sequence[Request], engine: 
             if len(took) < 2 or sum(took.values()) < LIMIT["plain"]:
                 first = place * per_shot  # of one flip and target, in both modes
                 trials = unit[first : first + len(MODES)]
-                took[place] = clock(lambda trials=trials: loop(trials, lambda tokens: None))
+                took[place] = clock(partial(loop, trials, lambda tokens: None))
     known = sorted(took)
     whole = np.interp(np.arange(len(shots)), known, [took[p] for p in known]).sum() * per_shot / len(MODES)
     at = ", ".join(str(shots[place]) for place in known)
@@ -208,7 +197,7 @@ def run_parts(args: argparse.Namespace, sizes: Sizes) -> Iterator[str]:
     budget = args.token_budget or (512 if device.type == "cpu" else 4096)
     if device.type == "cpu":
         sizes = replace(sizes, matrix=min(sizes.matrix, 512), copied=min(sizes.copied, 2**25))
-    sized = dict(zip(_FIELDS, SHAPES[args.shape], strict=True))
+    sized: dict[str, Any] = dict(zip(_FIELDS, SHAPES[args.shape], strict=True))
     config = LlamaConfig(**sized, max_position_embeddings=2**17, bos_token_id=None, eos_token_id=None)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -222,7 +211,7 @@ def run_parts(args: argparse.Namespace, sizes: Sizes) -> Iterator[str]:
     torch.manual_seed(SEED)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
-    tree = PrefixTree(model, Words(shape.vocab), budget)
+    tree = PrefixTree(model, words(shape.vocab), budget)
     if not tree.packed:
         raise UserError("packed rows are not exact on this device (see the warning): try --dtype float32")
     yield f"Attention of packed rows by {tree.mode}, see analysis/engine/sight.py.\n"

@@ -171,7 +171,7 @@ def compare(results: tuple[Result, Result], settings: Settings) -> list[str]:
     rows, accuracies = [], []
     for slot, layer in enumerate(results[0].layers):
         hidden = tuple(r.pooled[split.trial_rows, slot] for r in results)
-        pair = tuple(one[layer] for one in axes)
+        pair = axes[0][layer], axes[1][layer]
         depth = f"layer {layer} ({100 * layer / max(1, results[0].n_layers - 1):.0f} %)"
         for name in AXES:
             found = effect(name, pair, hidden)

@@ -148,8 +148,8 @@ def make_task(job: Job, size: int, lm: LoadedModel, shape: Shape) -> Task:
     layers: Sequence[int] = spaced(size, lm.n_layers) if job.part == "layers" else range(lm.n_layers)
     if job.part == "depth":
         layers, lm = [size - 1], replace(lm, model=truncated(lm.model, size))
-        share = {"n_layers": size, "block_parameters": shape.block_parameters * size // shape.n_layers}
-        shape = replace(shape, **share)
+        blocks = shape.block_parameters * size // shape.n_layers
+        shape = replace(shape, n_layers=size, block_parameters=blocks)
     if job.part == "branches":
         requests = trunk_requests(job, size, lm)
     else:

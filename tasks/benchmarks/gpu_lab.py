@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from analysis.base.seeds import generator
 from analysis.engine.prefix_tree import PrefixTree
@@ -57,15 +61,12 @@ QUICK = Sizes(40, 8, 6, 12, 1, 3, 256, 2**22)
 # ---------------------------------------------------------------- prompts of drawn tokens
 
 
-class Words:
-    """Stands in for a tokenizer: each token is a word, and the last id ends a reply."""
-
-    def __init__(self, vocab: int) -> None:
-        self.all_special_ids = [vocab - 1]
-
-    def decode(self, ids: Sequence[int], **options: object) -> str:
-        """Return as many words as there are tokens."""
-        return " ".join(["word"] * len(ids))
+def words(vocab: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are words of letters; the last id ends a reply."""
+    digits = str.maketrans("0123456789", "abcdefghij")
+    names = {str(number).translate(digits): number for number in range(vocab)}
+    core = Tokenizer(WordLevel(names))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=str(vocab - 1).translate(digits))
 
 
 @dataclass
@@ -167,7 +168,7 @@ def ceilings(
     for name, (m, k, n) in products(shape, sizes, rows).items():
         a, b = (torch.randn(pair, device=device, dtype=dtype) for pair in ((m, k), (k, n)))
         out = a @ b
-        found[name] = rate(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 2.0 * m * k * n)
+        found[name] = rate(partial(torch.mm, a, b, out=out), 2.0 * m * k * n)
         lines.append([f"{name}, {m:,} x {k:,} x {n:,}", f"{found[name] / 1e12:,.3f} TFLOP/s"])
         del a, b, out
     source = torch.ones(sizes.copied, dtype=torch.uint8, device=device)
@@ -241,7 +242,8 @@ def measure(
     def run() -> None:
         held[:] = [lab.tree.read(requests, layers, answers)]
 
-    spent, seconds = clock(run), []
+    spent = clock(run)
+    seconds: list[float] = []
     with lab.peak(part), count_work(lab.tree.model.get_input_embeddings()) as count:
         while not seconds or (len(seconds) < lab.sizes.repeats and spent + seconds[-1] < LIMIT[part]):
             seconds.append(clock(run))
@@ -256,7 +258,8 @@ class DecodeClock:
     """Hook before every forward pass: the time from one step of a group of replies to its next step."""
 
     def __init__(self, tree: PrefixTree) -> None:
-        self.tree, self.written, self.last = tree, tree.total.reply, None
+        self.tree, self.written = tree, tree.total.reply
+        self.last: tuple[float, int, int] | None = None
         self.steps: list[tuple[float, int, int]] = []
         """(seconds, cache slots in use, replies) of every step but the last of its group."""
 
@@ -264,7 +267,7 @@ class DecodeClock:
         now, written = time.perf_counter(), self.tree.total.reply
         replies, self.written = written - self.written, written
         if replies and self.last is not None:  # drawing tokens has waited for the device
-            start, *about = self.last
-            self.steps.append((now - start, *about))
+            start, slots, wrote = self.last
+            self.steps.append((now - start, slots, wrote))
         slots, _ = kwargs["past_key_values"].layers[0].get_mask_sizes(0)  # those that are shown
         self.last = (now, slots, replies) if replies else None

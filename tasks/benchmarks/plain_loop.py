@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from analysis.engine.replies import Reply
+from analysis.engine.replies import Reply, Sampling
 from analysis.engine.request import Request
 
 Decode = Callable[[Sequence[int]], str]
@@ -56,7 +56,7 @@ class PlainLoop:
         readings = []
         with torch.inference_mode():
             for request in requests:
-                readings.append(self.write(request) if request.reply else self.read(request))
+                readings.append(self.write(request, request.reply) if request.reply else self.read(request))
                 progress(len(request.ids))
         return outcome(readings)
 
@@ -64,17 +64,18 @@ class PlainLoop:
         """Forward a prompt and average the states of its first span."""
         return PlainReading(span_mean(self.states(request.ids), request.spans[0]))
 
-    def write(self, request: Request) -> PlainReading:
+    def write(self, request: Request, sampling: Sampling) -> PlainReading:
         """Write a greedy reply, forward prompt and reply again, average its sentence's states."""
-        ids = torch.as_tensor(request.ids)[None]
-        whole = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.reply.max_new_tokens,
+        ids = torch.as_tensor(request.ids, device=self.model.device)[None]
+        whole = cast(Any, self.model).generate(  # a mix-in that its type does not show
+
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens,
             do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
             eos_token_id=sorted(self.stops), pad_token_id=min(self.stops),
         )[0].tolist()  # fmt: skip
         states = self.states(whole)
         first, new = len(request.ids), whole[len(request.ids) :]
-        reply = Reply(request.reply)  # finds the sentence in the reply, by the rule of the engine
+        reply = Reply(sampling)  # finds the sentence in the reply, by the rule of the engine
         for token in new:
             if not reply.done:
                 reply.append(token, self.decode, self.stops)
@@ -92,7 +93,7 @@ class PlainLoop:
 
     def states(self, ids: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, ...]:
         """Return L tensors (1, T, D); the last is after the final norm."""
-        inputs = torch.as_tensor(ids)[None]
+        inputs = torch.as_tensor(ids, device=self.model.device)[None]
         return self.model(inputs, output_hidden_states=True).hidden_states[1:]
 
     def keep_all(self, requests: Sequence[Request], progress: Callable[[int], object]) -> Outcome:

@@ -7,10 +7,9 @@ import logging
 import os
 from collections.abc import Iterator
 
+import analysis  # noqa: F401 (says how threads wait, before torch is imported)
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see utils.py
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 from pathlib import Path
 

@@ -73,7 +73,7 @@ def test_standard_error_of_d_is_the_spread_of_d_over_simulations(rng):
     "call",
     [
         lambda: sf.cohens_d(np.zeros((2, 2)), np.zeros(2)),
-        lambda: sf.paired_dz(np.float64(1)),
+        lambda: sf.paired_dz(np.array(1.0)),
         lambda: sf.control_effect(np.zeros((3, 2)), np.zeros((2, 2))),
         lambda: sf.neural_difference_cosine(np.zeros((3, 2)), np.zeros(3)),
         lambda: sf.benjamini_hochberg(np.array([0.5, 1.5])),
@@ -81,7 +81,7 @@ def test_standard_error_of_d_is_the_spread_of_d_over_simulations(rng):
         lambda: sf.bootstrap_ci(row_means, np.zeros(3), np.zeros(2)),
         lambda: sf.bootstrap_ci(row_means, np.zeros(3), level=95),
         lambda: sf.bootstrap_ci(row_means, np.zeros(3), clusters=np.zeros(2)),
-        lambda: sf.mean_ci(np.float64(1)),
+        lambda: sf.mean_ci(np.array(1.0)),
         lambda: sf.report_metrics(np.zeros((2, 3)), np.zeros((3, 2))),
         lambda: sf.report_metrics(np.full((2, 3), 7.0), np.zeros((2, 3))),
         lambda: sf.majority_baseline(np.full((2, 3), 2)),

@@ -162,7 +162,7 @@ class ReplyMeans:
         self.ring: torch.Tensor | None = None  # (W, L, R, D)
         self.sums: torch.Tensor | None = None  # (R, L, D) float32
 
-    def hold(self, slot: int, rows: Sequence[int], hidden: torch.Tensor) -> None:
+    def hold(self, slot: int, rows: Sequence[int] | np.ndarray, hidden: torch.Tensor) -> None:
         """Keep the states (len(rows), D) of the newest token of ``rows`` at one layer."""
         if self.ring is None:
             shape = (self.n_layers, len(self.replies), hidden.shape[-1])

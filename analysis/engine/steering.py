@@ -102,7 +102,7 @@ class Interventions:
     """The steering of one read: what acts on each token, as a number, and hooks that do it."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], requests: Sequence[tuple[Sequence[Steering], int]] = ()
+        self, blocks: nn.ModuleList, requests: Sequence[tuple[Sequence[Steering], int]] = ()
     ) -> None:
         """Number what the requests ask for.
 

@@ -94,7 +94,7 @@ def d_standard_error(d: ArrayLike, n1: ArrayLike, n2: ArrayLike) -> np.ndarray:
     Source: Hedges & Olkin 1985, p. 86. It takes all samples as independent. NaN if d is, or n1 or n2 < 2.
     """
     product = np.where(np.minimum(n1, n2) > 1, np.multiply(n1, n2), 0)
-    return np.sqrt(ratio(np.add(n1, n2), product) + ratio(np.square(d), 2 * np.add(n1, n2)))
+    return np.asarray(np.sqrt(ratio(np.add(n1, n2), product) + ratio(np.square(d), 2 * np.add(n1, n2))))
 
 
 def combined_ci(
@@ -133,7 +133,7 @@ def combined_ci(
             [combine(pairs.effects(times[:, start : start + step])[0].T) for start in starts]
         )
 
-    value = combined(np.ones((n, 1)))[0]
+    value = np.asarray(combined(np.ones((n, 1)))[0])  # a number if ``combine`` gives one
     if n < 2:
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
     drawn, left = combined(times_drawn(n, n_boot, seed)), combined(1 - np.eye(n))

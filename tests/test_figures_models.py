@@ -161,10 +161,10 @@ def test_effects_not_above_zero_are_left_out_and_counted_and_missing_ones_are_no
 
 
 def test_no_line_for_two_points_or_for_one_size_and_sizes_are_checked():
-    assert power_fit([1, 2, 3], [1, 1, 0]) is None
-    assert power_fit([5, 5, 5], [1, 2, 3]) is None
+    assert power_fit(np.array([1, 2, 3.0]), np.array([1, 1, 0.0])) is None
+    assert power_fit(np.array([5, 5, 5.0]), np.array([1, 2, 3.0])) is None
     with pytest.raises(ValueError, match="must be > 0") as raised:
-        power_fit([0, 2, 3], [1, 1, 1])
+        power_fit(np.array([0, 2, 3.0]), np.array([1, 1, 1.0]))
     assert raised.type is ValueError
 
 

@@ -84,7 +84,7 @@ def test_an_imported_axis_is_targeted_like_any_other(study, tmp_path):
 
 
 def test_an_axis_imported_between_two_runs_is_missing_in_the_units_before(study, tmp_path, capsys):
-    """The grid stays one: verify calls it well, plots draw it, what an older unit was not scored on is NaN."""
+    """The grid stays one: verify and plots take it; what an older unit was not scored on is NaN."""
     flags, store = study
     run = [*flags, "--clf", "lr", "--layer", "1"]
     assert main_imitexp.main([*run, "--imit_exp_end", "2"]) == 0

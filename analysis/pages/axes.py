@@ -116,7 +116,7 @@ def _variance(store: Store, data: AxesData, where: str) -> Drawn:
         for name, share in {**_shown(variance[layer]), **shares}.items()
     ]
     caption = "Variance explained by every principal component, and by the other axes."
-    return Drawn("axes_variance", GROUP, caption, figure, rows)
+    return Drawn("axes_variance", GROUP, caption, figure, rows, order=1)
 
 
 def _shown(ratios: np.ndarray) -> dict[str, float]:
@@ -141,4 +141,4 @@ def _cosines(data: AxesData, where: str) -> Drawn:
         for layer, value in zip(data.layers, values, strict=True)
     ]
     caption = "Cosine between LR and principal components, and the share of LR within the first of them."
-    return Drawn("axes_cosines", GROUP, caption, figure, rows)
+    return Drawn("axes_cosines", GROUP, caption, figure, rows, order=2)

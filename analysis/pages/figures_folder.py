@@ -62,7 +62,7 @@ class Record:
     """Such as ``control``."""
     kind: str
     order: int
-    """Rank of its kind, see analysis/pages/kinds.py."""
+    """Rank on the index page, see analysis/pages/kinds.py."""
     name: str
     group: str
     """Heading on the index page."""
@@ -71,7 +71,7 @@ class Record:
     """Rows of summary.csv."""
 
     def place(self) -> tuple[Any, ...]:
-        """Return the key that sorts records: by kind, then by name, layer 2 before layer 10."""
+        """Return the key that sorts records: by rank, then by name, layer 2 before layer 10."""
         words = re.split(r"(\d+)", self.name)
         return self.order, self.stage, [(int(word), "") if word.isdecimal() else (0, word) for word in words]
 

@@ -65,8 +65,10 @@ KINDS = (
     Kind("models", CONTROL, "models.control_models", "effect of several models against depth and size"),
 )
 """In the order of the index page."""
-STUDIES = 100
+STUDIES = 1000
 """Studies with figures of their own number their kinds from here, so that they come after these."""
+_PER_KIND = 10
+"""Most ranks that the figures of one kind have among themselves."""
 
 
 def of_stage(stage: str) -> dict[str, Kind]:
@@ -85,7 +87,7 @@ def draw(stage: str, chosen: Collection[str], view: Any) -> Iterator[Drawn]:
     Args:
         view: of the stage: ``control.ControlView`` or ``report.ReportView`` of analysis/pages.
     """
-    for order, kind in enumerate(KINDS):
+    for rank, kind in enumerate(KINDS):
         if kind.stage == stage and kind.name in chosen:
             for one in kind.function(view):
-                yield replace(one, kind=kind.name, order=order)
+                yield replace(one, kind=kind.name, order=_PER_KIND * rank + one.order)

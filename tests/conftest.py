@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import analysis  # noqa: F401 (says how threads wait, before torch is imported)
@@ -152,6 +153,17 @@ def own_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def stoppable() -> Iterator[None]:
+    """Let SIGINT stop what a test starts, also where it must not stop the tests themselves (nohup)."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture

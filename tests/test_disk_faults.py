@@ -56,6 +56,21 @@ def test_a_signal_drops_the_current_unit_and_the_same_command_resumes(
     assert main() == 0 and len(store.units("imit")) == 2
 
 
+def test_a_signal_that_is_ignored_from_the_start_stays_ignored():
+    """As nohup and a shell's ``&`` do, so that closing a terminal does not end a run."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @script
+    def main(argv=None) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    try:
+        assert main() == 0 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
 @pytest.mark.parametrize("place", ["fsync", "replace", "close"])
 def test_signals_during_a_write_wait_until_the_file_is_whole(tmp_path, monkeypatch, place):
     """Two of them, at each step: the file is complete, and nothing else is left."""

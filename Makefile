@@ -16,6 +16,7 @@ test: lint
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(VENV)/.installed
 	$(PY) -m ruff check --fix .

@@ -161,9 +161,8 @@ class Prompter:
         if self.tags is not None:
             return _render_tags(self.tags, messages, reply, self.tokenizer.bos_token)
         chat = [{"role": role, "content": content} for role, content in messages]
-        return self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=reply, **TEMPLATE_OPTIONS
-        )
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": reply, **TEMPLATE_OPTIONS}
+        return str(self.tokenizer.apply_chat_template(chat, **options))
 
     def _takes_system(self) -> bool:
         try:
@@ -188,7 +187,7 @@ class Prompter:
         inside = np.flatnonzero((offsets[:, 0] < last) & (offsets[:, 1] > first))
         if len(inside):
             start, stop = int(inside[0]), int(inside[-1]) + 1
-            text = self.tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+            text = str(self.tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
             if text.lstrip(" ") == wanted:  # many tokenizers join a word to the space before it
                 return start, stop
         else:

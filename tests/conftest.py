@@ -13,6 +13,7 @@ import analysis  # noqa: F401 (says how threads wait, before torch is imported)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ SPECIAL = [
     "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]",
 ]  # fmt: skip
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,7 +11,7 @@ from transformers import PreTrainedModel
 from analysis.base.errors import UserError
 
 
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder blocks: the one ModuleList as long as the configuration says."""
     n_layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
@@ -22,7 +24,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Return where token ids go: the device of the input embeddings, also if they are offloaded."""
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()  # what accelerate adds to it, no type shows
     if table.weight.device.type != "meta":
-        return table.weight.device
-    return torch.device(table._hf_hook.execution_device)  # accelerate brings the weights there for each call
+        return torch.device(table.weight.device)
+    return torch.device(table._hf_hook.execution_device)  # the weights are brought there for each call

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_the_order_does_not_depend_on_which_was_drawn_last(tmp_path, quick):
     for part in random.Random(3).sample(parts, 4):
         add(tmp_path, part)
     assert listed(tmp_path) == ["first", "f_layer2", "f_layer10", "last"] == list(summary(tmp_path))
+
+
+def test_known_kinds_stand_in_the_order_of_the_registry_and_studies_after_them(tmp_path, quick):
+    for name, kind, about in (("s", "loop", "loop"), ("a", "cosine", "control"), ("z", "effect", "control"),
+                              ("y", "observers", "report")):  # fmt: skip
+        add(tmp_path, replace(one(name, 1), kind=kind), stage=about)
+    assert listed(tmp_path) == ["y", "z", "a", "s"]
 
 
 def test_missing_numbers_and_those_of_numpy_are_kept(tmp_path, quick):

@@ -36,7 +36,7 @@ class Drawn:
     kind: str = ""
     """What ``--figure`` calls it, see analysis/pages/kinds.py."""
     order: int = 0
-    """Rank on the index page: among the figures of its kind when drawn, among all once its kind is known."""
+    """Place among the figures of its kind, or of its study, on the index page."""
 
 
 # ---------------------------------------------------------------- numbers

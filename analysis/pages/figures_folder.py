@@ -27,6 +27,7 @@ from analysis.base.files import save_bytes, uninterrupted
 from analysis.figures.style import figure_files, write_figure
 from analysis.pages import index
 from analysis.pages.drawn import COLUMNS, Drawn
+from analysis.pages.kinds import rank
 from analysis.pages.overview import stitch
 from analysis.results.claims import claim
 from analysis.tables.rows import Row
@@ -62,7 +63,7 @@ class Record:
     """Such as ``control``."""
     kind: str
     order: int
-    """Rank on the index page, see analysis/pages/kinds.py."""
+    """Place among the figures of its kind, or of its study."""
     name: str
     group: str
     """Heading on the index page."""
@@ -71,9 +72,10 @@ class Record:
     """Rows of summary.csv."""
 
     def place(self) -> tuple[Any, ...]:
-        """Return the key that sorts records: by rank, then by name, layer 2 before layer 10."""
+        """Return the key that sorts records: by kind, then by name, layer 2 before layer 10."""
         words = re.split(r"(\d+)", self.name)
-        return self.order, self.stage, [(int(word), "") if word.isdecimal() else (0, word) for word in words]
+        natural = [(int(word), "") if word.isdecimal() else (0, word) for word in words]
+        return rank(self.stage, self.kind), self.stage, self.order, natural
 
 
 def add_figures(

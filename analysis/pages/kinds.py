@@ -65,10 +65,6 @@ KINDS = (
     Kind("models", CONTROL, "models.control_models", "effect of several models against depth and size"),
 )
 """In the order of the index page."""
-STUDIES = 1000
-"""Studies with figures of their own number their kinds from here, so that they come after these."""
-_PER_KIND = 10
-"""Most ranks that the figures of one kind have among themselves."""
 
 
 def of_stage(stage: str) -> dict[str, Kind]:
@@ -81,13 +77,17 @@ def main_of(stage: str) -> tuple[str, ...]:
     return tuple(name for name, kind in of_stage(stage).items() if kind.main)
 
 
+def rank(stage: str, name: str) -> int:
+    """Return the place of a kind on the index page; those of studies, which are not named here, come last."""
+    return next((i for i, kind in enumerate(KINDS) if (kind.stage, kind.name) == (stage, name)), len(KINDS))
+
+
 def draw(stage: str, chosen: Collection[str], view: Any) -> Iterator[Drawn]:
     """Yield the figures of the ``chosen`` kinds that the results allow, one at a time.
 
     Args:
         view: of the stage: ``control.ControlView`` or ``report.ReportView`` of analysis/pages.
     """
-    for rank, kind in enumerate(KINDS):
-        if kind.stage == stage and kind.name in chosen:
-            for one in kind.function(view):
-                yield replace(one, kind=kind.name, order=_PER_KIND * rank + one.order)
+    for name, kind in of_stage(stage).items():
+        if name in chosen:
+            yield from (replace(one, kind=name) for one in kind.function(view))

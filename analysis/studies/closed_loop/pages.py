@@ -11,7 +11,6 @@ from analysis.experiments.study import Study, open_study
 from analysis.figures.style import Bars, Curve, count
 from analysis.pages.drawn import Drawn, levels_in_words
 from analysis.pages.figures_folder import add_figures
-from analysis.pages.kinds import STUDIES
 from analysis.results.store import Store, levels_in_name
 from analysis.studies.closed_loop import tables as loop_tables
 from analysis.studies.closed_loop.figures import plot_loop_drift, plot_loop_effect, plot_loop_scores
@@ -103,7 +102,7 @@ def _figures(
     return [
         Drawn(
             f"loop_{kind}_{ending}", "closed loop", f"{title}: {what}. {note}",
-            plot(panels, f"{title}: {what}", note), kind=f"loop_{kind}", order=STUDIES + i,
+            plot(panels, f"{title}: {what}", note), kind=f"loop_{kind}", order=i,
         )
         for i, (kind, (what, plot, panels, note)) in enumerate(drawn.items())
     ]  # fmt: skip

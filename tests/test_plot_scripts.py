@@ -13,6 +13,7 @@ import plot_pred
 from analysis.base.errors import UserError
 from analysis.base.files import ROOT
 from analysis.cli.plot_flags import resolve_layers
+from analysis.figures import control_detail
 from analysis.results.store import UnitKey
 from tests import fake_results
 
@@ -82,6 +83,16 @@ def test_missing_runs_exit_with_2_and_the_command(store, capsys):
     assert "main_predexp.py" in capsys.readouterr().err
     assert plot_imit.main(flags(store, "--layer", "9")) == 2
     assert "has layers 0..4" in capsys.readouterr().err
+
+
+def test_a_slip_in_a_chart_shows_its_traceback(store, tmp_path, monkeypatch, capsys):
+    def slip(panels, title, note):
+        raise ValueError("panels of different lengths")
+
+    monkeypatch.setattr(control_detail, "plot_cosine_bars", slip)
+    with pytest.raises(ValueError, match="panels of different lengths"):
+        plot_imit.main(flags(store, "--figure", "cosine", "--out", str(tmp_path)))
+    assert "error:" not in capsys.readouterr().err
 
 
 def test_layers_are_resolved_from_those_on_disk(store, tmp_path):

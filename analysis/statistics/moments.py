@@ -53,7 +53,10 @@ class Sums:
 
     def moments(self, times: Float[np.ndarray, "E S"]) -> Moments:
         """Return the moments, each (C, S), of resamples that draw each experiment ``times``."""
-        n, total, squares = self.n @ times, self.total @ times, self.squares @ times
+        return self.around_centre(self.n @ times, self.total @ times, self.squares @ times)
+
+    def around_centre(self, n: np.ndarray, total: np.ndarray, squares: np.ndarray) -> Moments:
+        """Return the moments of n values with these sums of deviations and of squares around ``centre``."""
         mean = ratio(total, n)
         square = squares - total * mean
         return Moments(n, self.centre + mean, np.where(square > ROUNDING * squares, square, 0.0))

@@ -259,7 +259,8 @@ def evidence(**more):
         ),
         (
             dict(), "undecided", "undecided (40 experiments would decide)",
-            "undecided: d = 0.30 [-0.20, 0.80]; 40 experiments would decide; 0.90 would have been seen (80 % power)",
+            "undecided: d = 0.30 [-0.20, 0.80]; 40 experiments would decide; "
+            "0.90 would have been seen (80 % power)",
         ),
         (
             dict(needed=None), "undecided", "undecided",

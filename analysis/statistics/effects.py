@@ -16,12 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import gammaln
 
-from analysis.statistics.intervals import MIN_EXPERIMENTS, jackknife_error, t_reach
+from analysis.statistics.intervals import MIN_EXPERIMENTS, MIN_UNITS, jackknife_error, t_reach
 from analysis.statistics.moments import Moments, Sums, d_of, dz_of, experiment_sums, ratio
 from analysis.statistics.signflips import sign_flip_ps
-
-_MIN_UNITS = 4
-"""Fewest independent units of an interval: six experiments may share a sentence group or two."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +269,7 @@ def _interval(
     """Return a jackknife interval, times Hedges' correction for ``freedom``."""
     error, df = jackknife_error(left_out, present)
     correction = np.ones(plain.shape) if freedom is None else hedges_correction(freedom)
-    enough = (n_experiments >= MIN_EXPERIMENTS) & (present.sum(axis=1) >= _MIN_UNITS)
+    enough = (n_experiments >= MIN_EXPERIMENTS) & (present.sum(axis=1) >= MIN_UNITS)
     reach = np.where(enough, t_reach(df) * error, np.nan)
     low, high = correction * (plain - reach), correction * (plain + reach)
     return _Found(plain, correction * plain, low, high, error, df)

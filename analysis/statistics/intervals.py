@@ -18,6 +18,8 @@ from analysis.statistics.moments import ratio
 LEVEL = 0.95
 MIN_EXPERIMENTS = 6
 """With fewer experiments there is no interval: no method covers 93 % of the time without normal data."""
+MIN_UNITS = 4
+"""Fewest independent units of an interval: six experiments may share a sentence group or two."""
 _FEWEST = 3.0
 """Degrees of freedom that a heavy tail may leave, however many units there are."""
 

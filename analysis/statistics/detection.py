@@ -1,4 +1,4 @@
-"""Detection rates at a false positive rate of 1 %: a threshold from a few hundred negatives is itself uncertain.
+"""Detection rates at a false positive rate of 1 %, whose threshold comes from a few hundred negatives.
 
 Shape letters: N negatives.
 """
@@ -47,9 +47,10 @@ def threshold_limits(
 ) -> tuple[Float[np.ndarray, "*C"], Float[np.ndarray, "*C"]]:
     """Return the scores between which the true threshold of ``fpr`` lies with probability ``level``.
 
-    The chance that the r-th largest of N lies above it is that of a Beta(r, N + 1 - r) below ``fpr``, whatever
-    the distribution; ranks between whole numbers as in Hutson (1999). With 300 negatives and 1 % the upper
-    limit lies a little beyond the largest one; there an exponential tail is assumed.
+    The chance that the r-th largest of N lies above it is that of a Beta(r, N + 1 - r) below ``fpr``,
+    whatever the distribution; ranks between whole numbers as in Hutson (1999). With 300 negatives and 1 % the
+    upper limit lies a little beyond the largest one, where an exponential tail is assumed; with 100 and a
+    tail as heavy as a lognormal's they hold it 89 % of the time.
     """
     n, out = negative.shape[-1], (1 - level) / 2
     return ranked(negative, _rank(n, fpr, out)), ranked(negative, _rank(n, fpr, 1 - out))
@@ -90,8 +91,8 @@ def at_threshold(
         negative: scores that the threshold comes from, none of them among the scores of the statistic.
 
     Returns:
-        The value at ``threshold_at``. Its distances to the interval's ends, and to its values at the limits of
-        the threshold, add up as the sides of a right triangle (Zou & Donner 2008).
+        The value at ``threshold_at``. Its distances to the interval's ends, and to its values at the limits
+        of the threshold, add up as the sides of a right triangle (Zou & Donner 2008).
     """
     value, low, high = statistic(float(threshold_at(negative, fpr)))
     others = [statistic(float(limit))[0] for limit in threshold_limits(negative, fpr)]

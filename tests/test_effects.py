@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.special import gamma
 
-from analysis.statistics.effects import combined_effect, effects, hedges_correction, unit_labels
+from analysis.statistics.effects import Pairs, combined_effect, effects, hedges_correction, unit_labels
 from tests.plain_statistics import plain_d, plain_dz, plain_sign_flip_p
 
 NAN = np.nan
@@ -194,12 +194,12 @@ def test_intervals_hold_the_true_effect_for_new_sentences(kind, experiments, d):
     """2,000 studies, their sentences with a standard deviation of 0.15: two standard errors are 1 point."""
     rng = np.random.default_rng([experiments, int(10 * d), kind == "normal"])
     high, low, groups = study(rng, kind, d, experiments, 2000, 0.15)
-    found = effects(high, low, groups)
+    pairs = Pairs(high, low, unit_labels(groups, experiments, 2000))
     truth = {"d": d, "dz": d / np.sqrt(4 * (0.2 + 0.0225) + 2 * (0.3 - 0.0225)), "change": d}
     for name, true in truth.items():
-        low_end, high_end = getattr(found, f"{name}_low"), getattr(found, f"{name}_high")
-        known = np.isfinite(low_end)
-        covered = ((low_end <= true) & (true <= high_end))[known].mean()
+        found = getattr(pairs, name)()
+        known = np.isfinite(found.low)
+        covered = ((found.low <= true) & (true <= found.high))[known].mean()
         assert known.mean() > 0.99 and 0.93 - 0.01 <= covered <= 0.985 + 0.005, (name, covered)
 
 

@@ -66,10 +66,11 @@ def ranked(negative: Float[np.ndarray, "*C N"], rank: float) -> Float[np.ndarray
     if rank >= 1:
         place = int(rank) - 1
         after = min(place + 1, n - 1)
-        return values[..., place] + (rank - 1 - place) * (values[..., after] - values[..., place])
+        step = values[..., after] - values[..., place]
+        return np.asarray(values[..., place] + (rank - 1 - place) * step)
     tail = max(1, int(_TAIL * n))
     excess = values[..., :tail].mean(axis=-1) - values[..., min(tail, n - 1)]
-    return values[..., 0] - np.log(rank) * excess
+    return np.asarray(values[..., 0] - np.log(rank) * excess)
 
 
 @lru_cache(maxsize=64)

@@ -79,7 +79,7 @@ def cosine_interval(
     value = float(np.clip(mean / np.sqrt(square), -1, 1)) if square > 0 else np.nan
     if experiments < MIN_EXPERIMENTS or n < MIN_UNITS:
         return Cosine(value, np.nan, np.nan, experiments)
-    reach = float(t_reach(tail_freedom(along - mean, np.array(n)))) * error
+    reach = float(t_reach(tail_freedom(along - mean, n))) * error
     low, high = _limits(mean, reach, *_root_limits(_across(gram - np.outer(along, along)), n))
     return Cosine(value, low, high, experiments)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from analysis.statistics.intervals import MIN_EXPERIMENTS, MIN_UNITS, jackknife_error, t_reach
@@ -127,11 +128,11 @@ def combined_effect(
     """
     high, low = _checked(high, low)
     pairs = Pairs(high, low, unit_labels(groups, high.shape[0], high.shape[2]))
-    value = combine(d_of(pairs.high.whole(), pairs.low.whole())[None])[0]
+    value = np.asarray(combine(d_of(pairs.high.whole(), pairs.low.whole())[None])[0])
     left_out = combine(d_of(pairs.high.without(), pairs.low.without()).T)  # (U, ...)
     flat = left_out.reshape(len(left_out), -1).T  # (M, U)
     present = np.broadcast_to(pairs.present.any(axis=0), flat.shape)
-    found = _interval(value.reshape(-1), flat, present, pairs.n_experiments.max(initial=0))
+    found = _interval(value.reshape(-1), flat, present, np.asarray(pairs.n_experiments.max(initial=0)))
     return value, found.low.reshape(value.shape), found.high.reshape(value.shape)
 
 
@@ -275,14 +276,15 @@ def _interval(
     return _Found(plain, correction * plain, low, high, error, df)
 
 
-def hedges_correction(df: np.ndarray) -> np.ndarray:
+def hedges_correction(df: ArrayLike) -> np.ndarray:
     """Return what an effect in estimated standard deviations must be multiplied by (Hedges 1981).
 
     The exact one, gamma(df / 2) / (sqrt(df / 2) gamma((df - 1) / 2)), is near 1 - 3 / (4 df - 1). NaN where
     df is not above 1.
     """
-    df = np.where(np.asarray(df) > 1, df, np.nan)
-    return np.exp(gammaln(df / 2) - np.log(np.sqrt(df / 2)) - gammaln((df - 1) / 2))
+    df = np.asarray(df, dtype=np.float64)
+    df = np.where(df > 1, df, np.nan)
+    return np.asarray(np.exp(gammaln(df / 2) - np.log(np.sqrt(df / 2)) - gammaln((df - 1) / 2)))
 
 
 def _checked(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -47,17 +47,18 @@ def jackknife_error(
     return error, np.where(np.isfinite(error), tail_freedom(pulls, n), np.nan)
 
 
-def tail_freedom(pulls: Float[np.ndarray, "*C U"], n: np.ndarray) -> Float[np.ndarray, "*C"]:
+def tail_freedom(pulls: Float[np.ndarray, "*C U"], n: ArrayLike) -> Float[np.ndarray, "*C"]:
     """Return the degrees of freedom of a variance estimated from n independent ``pulls`` of mean 0.
 
     n - 1 if they are normal. The variance of an estimated variance grows with the kurtosis k of the data, as
     if there were 2 (n - 1) / (k - 1) degrees (Satterthwaite 1946); k is the sample's, with the factor
     (n + 1) / (n - 1) that makes it 3 on average for normal data. It lies between 3 and n - 1.
     """
+    n = np.asarray(n)
     square = ratio((pulls**2).sum(axis=-1), n)
     kurtosis = ratio((pulls**4).sum(axis=-1), n) * ratio(n + 1, (n - 1) * square**2)
     freedom = 2 * ratio(n - 1, np.maximum(kurtosis - 1, 1e-9))
-    return np.clip(np.where(np.isnan(freedom), n - 1, freedom), np.minimum(_FEWEST, n - 1), n - 1)
+    return np.asarray(np.clip(np.where(np.isnan(freedom), n - 1, freedom), np.minimum(_FEWEST, n - 1), n - 1))
 
 
 def t_reach(df: ArrayLike, level: float = LEVEL) -> np.ndarray:
@@ -85,4 +86,4 @@ def share_ends(share: ArrayLike, error: ArrayLike, reach: ArrayLike) -> tuple[np
     share = np.asarray(share, dtype=np.float64)
     inside = np.where((share > 0) & (share < 1), share, np.nan)
     away = np.asarray(reach) * np.asarray(error) / (inside * (1 - inside))
-    return expit(logit(inside) - away), expit(logit(inside) + away)
+    return np.asarray(expit(logit(inside) - away)), np.asarray(expit(logit(inside) + away))

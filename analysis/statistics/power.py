@@ -29,7 +29,7 @@ def critical_t(ratio: float, units: ArrayLike) -> np.ndarray:
 
 def critical_t_of_normal(deviate: float, df: ArrayLike) -> np.ndarray:
     """Return the t whose p is that of the critical deviate of ``family.joint_normals``."""
-    return np.asarray(stdtrit(df, ndtr(deviate)))
+    return np.asarray(stdtrit(np.asarray(df, dtype=np.float64), ndtr(deviate)))
 
 
 def detectable(error: ArrayLike, df: ArrayLike, critical: ArrayLike) -> np.ndarray:

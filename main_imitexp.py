@@ -9,10 +9,8 @@ Try     python main_imitexp.py --model smollm2 --dataset commonsense --pc 1 --im
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 
-from analysis.base import processes
 from analysis.cli.flags import (
     add_axis_flags,
     add_experiment_flags,
@@ -22,14 +20,11 @@ from analysis.cli.flags import (
     chosen_axes,
     experiment_range,
     natural,
-    run_options,
     settings_from,
     store_from,
 )
 from analysis.cli.script import script, setup_logging
 from analysis.results.schema import CONTROL
-
-log = logging.getLogger("main_imitexp")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,18 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     exps = experiment_range(args.imit_exp_start, args.imit_exp_end, settings)
 
     store = store_from(args, args.model)
-    grid = settings, chosen_axes(args), settings.layer, exps
+
+    from analysis.cli.stages import do_share, machine_from, study_from, tell
+    from analysis.experiments.control import ControlStage
+
+    machine = machine_from(args)
+    study = study_from(args, store, settings, machine)
+    stage = ControlStage(study, chosen_axes(args), settings.layer, exps, machine)
     if args.dry_run:
-        from analysis.experiments.dry_run import dry_run
-
-        plan = dry_run(store, ["control"], *grid, shard=processes.asked(args.shard), **run_options(args))
-        if processes.is_main():
-            print(plan)
-        return 0
-    from analysis.experiments.runs import run_control
-
-    done, kept = run_control(store, *grid, shard=processes.current(args.shard), **run_options(args))
-    log.info("%d new, %d kept, in %s", done, kept, store.folder)
+        tell(args, [stage], args.model, machine)
+    else:
+        do_share(args, [stage], store.folder)
     return 0
 
 

@@ -10,10 +10,8 @@ Try     python main_predexp.py --config_s smollm2 --dataset commonsense --pc 1 -
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 
-from analysis.base import processes
 from analysis.cli.flags import (
     add_axis_flags,
     add_experiment_flags,
@@ -23,14 +21,11 @@ from analysis.cli.flags import (
     chosen_axes,
     experiment_range,
     positive,
-    run_options,
     settings_from,
     store_from,
 )
 from analysis.cli.script import script, setup_logging
 from analysis.results.schema import REPORT
-
-log = logging.getLogger("main_predexp")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,23 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.config_s)
     exps = experiment_range(args.pred_exp_start, args.pred_exp_end, settings)
 
-    source, reader = store_from(args, args.config_s), args.config_e or args.config_s
-    grid = settings, chosen_axes(args), settings.layer, exps
+    source = store_from(args, args.config_s)
+
+    from analysis.cli.stages import do_share, machine_from, study_from, tell
+    from analysis.experiments.report import ReportStage
+
+    machine = machine_from(args)
+    study = study_from(args, source, settings, machine)
+    grid = chosen_axes(args), settings.layer, exps
+    stage = ReportStage(study, *grid, machine, reader=args.config_e)
     if args.dry_run:
-        from analysis.experiments.dry_run import dry_run
-
-        plan = dry_run(
-            source, ["report"], *grid, reader=reader, shard=processes.asked(args.shard), **run_options(args)
-        )
-        if processes.is_main():
-            print(plan)
-        return 0
-    from analysis.experiments.runs import run_report
-
-    done, kept, store = run_report(
-        source, reader, *grid, shard=processes.current(args.shard), **run_options(args)
-    )
-    log.info("%d new, %d kept, in %s", done, kept, store.folder)
+        tell(args, [stage], stage.model, machine)
+    else:
+        do_share(args, [stage], stage.store.folder)
     return 0
 
 

@@ -8,22 +8,16 @@ Try     python main_prep.py --model smollm2 --dataset commonsense --process_hidd
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
-from analysis.base import processes
 from analysis.cli.flags import (
     add_run_flags,
     add_shard_flag,
     base_parser,
-    loading_options,
-    run_options,
     settings_from,
     store_from,
 )
 from analysis.cli.script import script, setup_logging
-
-log = logging.getLogger("main_prep")
 
 
 @script
@@ -42,30 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args, args.model)
 
     store = store_from(args, args.model)
+
+    from analysis.cli.stages import do_share, machine_from, tell
+    from analysis.experiments.preparation import Preparation
+
+    machine = machine_from(args)
+    stage = Preparation([store], settings, machine, args.process_hidden_method)
     if args.dry_run:
-        from analysis.experiments.dry_run import dry_run
-
-        plan = dry_run(
-            store, ["preparation"], settings, method=args.process_hidden_method,
-            shard=processes.asked(args.shard), **run_options(args),
-        )  # fmt: skip
-        if processes.is_main():
-            print(plan)
-        return 0
-    if processes.current(args.shard).index > 1:
-        log.info("the preparation is one unit of work, done by the first shard: nothing to do here")
-        return 0
-    from analysis.experiments.preparation import prepare
-    from data.load import read_dataset
-    from utils import load_model
-
-    read_dataset(args.dataset)  # its mistakes show before a large model is loaded
-
-    lm = load_model(args.model, **loading_options(args))
-    prepare(
-        lm, args.dataset, settings, store,
-        method=args.process_hidden_method, token_budget=args.token_budget, overwrite=args.overwrite,
-    )  # fmt: skip
+        tell(args, [stage], args.model, machine)
+    else:
+        do_share(args, [stage], store.folder)
     return 0
 
 

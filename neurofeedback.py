@@ -16,17 +16,15 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.base import processes
-from analysis.base.errors import UserError
 from analysis.cli.flags import (
     add_levels_flag,
     add_run_flags,
     add_shard_flag,
     base_parser,
-    loading_options,
     positive,
-    run_options,
     settings_from,
     store_from,
 )
@@ -34,6 +32,9 @@ from analysis.cli.script import script, setup_logging
 from analysis.results.store import Store, provenance
 from analysis.studies.closed_loop.flags import Loop, add_loop_flags, loop_from
 from configs.settings import Settings, as_plain
+
+if TYPE_CHECKING:
+    from analysis.experiments.preparation import Preparation
 
 log = logging.getLogger("neurofeedback")
 
@@ -75,52 +76,63 @@ def studies(args: argparse.Namespace) -> list[tuple[Settings, Store]]:
     return found
 
 
-def run_stages(args: argparse.Namespace, settings: Settings, store: Store) -> None:
-    """Run preparation, report and control; each keeps what it finds on disk."""
-    from analysis.experiments.preparation import prepare
-    from analysis.experiments.runs import run_control, run_report
-    from data.load import read_dataset
-    from utils import load_model
+def prepare_first(args: argparse.Namespace, preparation: Preparation) -> None:
+    """Do the preparation: all shards need it, one does it, and the others wait for that."""
+    from analysis.experiments.units import run
 
-    read_dataset(store.dataset)  # its mistakes show before a large model is loaded
-
-    shard, options = processes.current(args.shard), run_options(args)
-    lm = load_model(store.model, **loading_options(args))
     with processes.main_first():
-        again = args.overwrite and shard.index == 1  # the others find it done
-        prepare(lm, store.dataset, settings, store, token_budget=args.token_budget, overwrite=again)
-    models = {store.model: lm}
-    grid = (settings.layer, range(settings.n_experiments))
-    options |= {"models": models, "shard": shard}
-    done, kept, _ = run_report(store, store.model, settings, settings.report_axes, *grid, **options)
-    log.info("report: %d new, %d kept", done, kept)
-    done, kept = run_control(store, settings, settings.axes, *grid, **options)
-    log.info("control: %d new, %d kept", done, kept)
-    processes.wait_for_all()
+        first = processes.current(args.shard).index == 1  # the others find it done anew
+        run(preparation, overwrite=args.overwrite and first)
 
 
-def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> str:
-    """Run the closed loop alone, after the preparation that it needs; return its tables as text."""
-    from analysis.studies.closed_loop.pages import loop_study
-    from data.load import read_dataset
-    from utils import load_model
+def run_study(args: argparse.Namespace, settings: Settings, store: Store) -> None:
+    """Run preparation, report and control of one model on one dataset, then show them."""
+    from analysis.cli.stages import do_share, machine_from, shows, tell
+    from analysis.experiments.control import ControlStage
+    from analysis.experiments.preparation import Preparation
+    from analysis.experiments.report import ReportStage
+    from analysis.experiments.study import draft_study, open_study
 
-    read_dataset(store.dataset)
-    if processes.current(args.shard).count > 1:
-        raise UserError("the closed loop (--loop) is not split: start it in one process, without --shard")
-    lm = load_model(store.model, **loading_options(args))
-    options = {"token_budget": args.token_budget, "overwrite": args.overwrite}
-    return loop_study(lm, settings, store, loop, **options)
+    machine = machine_from(args)
+    preparation = Preparation([store], settings, machine)
+    if args.dry_run:
+        study = draft_study(store, settings, machine.shape(store.model).n_layers)
+    else:
+        prepare_first(args, preparation)
+        study = open_study(store, settings)
+    grid = settings.layer, range(settings.n_experiments), machine
+    report = ReportStage(study, settings.report_axes, *grid)
+    control = ControlStage(study, settings.axes, *grid)
+    if args.dry_run:
+        tell(args, [preparation, report, control], store.model, machine)
+        return
+    do_share(args, [report, control], store.folder)
+    if shows(args):
+        log.info("figures and report page")
+        figures, page, text = present(settings, store)
+        print(text)
+        print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
 
 
-def plan(args: argparse.Namespace, settings: Settings, store: Store) -> str:
-    """Return what the study would do, as lines for the terminal."""
-    from analysis.experiments.dry_run import dry_run
+def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> None:
+    """Run the closed loop alone, after the preparation that it needs, then show it."""
+    from analysis.cli.stages import do_share, machine_from, shows, tell
+    from analysis.experiments.preparation import Preparation
+    from analysis.experiments.study import draft_study, open_study
+    from analysis.studies.closed_loop.pages import present
+    from analysis.studies.closed_loop.stage import LoopStage
 
-    stages, shard = ["preparation", "report", "control"], processes.asked(args.shard)
-    axes = {"control": settings.axes, "report": settings.report_axes}
-    grid = (settings, axes, settings.layer, range(settings.n_experiments))
-    return dry_run(store, stages, *grid, shard=shard, **run_options(args))
+    machine = machine_from(args)
+    preparation = Preparation([store], settings, machine)
+    if args.dry_run:
+        draft = draft_study(store, settings, machine.shape(store.model).n_layers)
+        tell(args, [preparation, LoopStage(draft, loop, machine)], store.model, machine)
+        return
+    prepare_first(args, preparation)
+    stage = LoopStage(open_study(store, settings), loop, machine)
+    do_share(args, [stage], store.folder)
+    if shows(args):
+        print(f"{present(stage)}\n\nfigures: {store.figures / 'loop_*.png'}")
 
 
 def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
@@ -155,24 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     loop = loop_from(args)
     for settings, store in studies(args):
         log.info("%s on %s", store.model, store.dataset)
-        if loop is not None:
-            print(run_closed_loop(args, settings, store, loop))
-            continue
-        if args.dry_run:
-            text = plan(args, settings, store)
-            if processes.is_main():
-                print(text)
-            continue
-        run_stages(args, settings, store)
-        if not processes.is_main():
-            continue
-        if (shard := processes.asked(args.shard)).count > 1:
-            log.info("shard %s is done; when all are, figures: the same command without --shard", shard)
-            continue
-        log.info("figures and report page")
-        figures, page, text = present(settings, store)
-        print(text)
-        print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
+        if loop is None:
+            run_study(args, settings, store)
+        else:
+            run_closed_loop(args, settings, store, loop)
     log.info("done in %.0f s", time.perf_counter() - start)
     return 0
 

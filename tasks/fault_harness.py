@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ import numpy as np
 
 from analysis.base.seeds import generator
 from analysis.experiments import runs
+from analysis.experiments.control import Control
 from analysis.experiments.preparation import prepare
-from analysis.experiments.units import run_units, unfinished
+from analysis.experiments.units import OneFile, run
+from analysis.experiments.workload import Work
 from analysis.results.schema import CONTROL
 from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
@@ -146,6 +148,36 @@ def note(path: Path, line: str) -> None:
     os.close(fd)
 
 
+class Given(OneFile[UnitKey]):
+    """Units of a store whose identity and work are given as functions."""
+
+    name = "given"
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Sequence[UnitKey],
+        identity: Callable[[UnitKey], dict[str, Any]],
+        work: Callable[[UnitKey], dict[str, Any]],
+    ) -> None:
+        self.store, self.keys, self._identity, self._work = store, keys, identity, work
+
+    def units(self) -> Sequence[UnitKey]:
+        return self.keys
+
+    def path(self, unit: UnitKey) -> Path:
+        return self.store.unit(unit)
+
+    def identity(self, unit: UnitKey) -> dict[str, Any]:
+        return self._identity(unit)
+
+    def work(self, unit: UnitKey) -> dict[str, Any]:
+        return self._work(unit)
+
+    def expected(self, unit: UnitKey) -> Work:
+        return Work()
+
+
 def files_job(store: Store, notes: Path, number: int) -> None:
     """Write 120 units that take no time, in an order of one's own."""
     keys = [UnitKey(CONTROL, axis, 0, exp) for axis in ("lr", "pc1", "pc2") for exp in range(40)]
@@ -157,7 +189,7 @@ def files_job(store: Store, notes: Path, number: int) -> None:
     def work(key: UnitKey) -> dict[str, Any]:
         return drawn_unit(key)
 
-    run_units(store, unfinished(store, keys, identity, False), identity, witnessed(notes, work), {})
+    run(Given(store, keys, identity, witnessed(notes, work)))
 
 
 def drawn_unit(key: UnitKey) -> dict[str, Any]:
@@ -176,8 +208,6 @@ def control_job(lm: LoadedModel) -> Job:
     """Return a job of control units of a small model whose preparation is there."""
 
     def job(store: Store, notes: Path, number: int) -> None:
-        from analysis.experiments.control import Control
-
         real = Control.unit
         Control.unit = lambda self, key: witnessed(notes, lambda k: real(self, k))(key)
         exps = list(range(SETTINGS.n_experiments))

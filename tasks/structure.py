@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("experiments", "tables"),
     ("figures", "cli"),
     ("pages",),
-    ("studies.causal", "studies.closed_loop", "studies.evasion"),
+    ("studies.causal", "studies.closed_loop", "studies.datasets", "studies.evasion"),
     ("scripts",),
     ("tasks",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,22 @@ import torch
 from transformers import LlamaConfig
 
 import main_prep
-import utils
 from analysis.base.errors import UserError
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request
-from analysis.experiments import preparation
+from analysis.experiments import machine, preparation
 from analysis.experiments.study import Study, open_study
 from analysis.process_prompts import Prompter, load_prompts
-from analysis.results.store import Store, read
+from analysis.results.store import Store, read, write
 from analysis.studies.causal import experiment as causal
-from analysis.studies.causal.experiment import (
-    ARMS,
-    MAPPINGS,
-    SIGNS,
-    CausalReport,
-    CausalSizes,
-    CurveSizes,
-    SteeringCurve,
-)
+from analysis.studies.causal.experiment import ARMS, MAPPINGS, SIGNS, CausalReport, SteeringCurve
+from analysis.studies.causal.flags import CausalSizes, CurveSizes
+from analysis.studies.causal.tables import Row, causal_table, causal_verdict, slope
 from configs.settings import Settings
 from data import load
 from tasks import causal_report, steering_curve
-from tasks.causal_report import causal_table, verdict
 from tests.conftest import TINY, make_model
+from tests.test_determinism import same
 from tests.test_pipeline import write_custom
 from tests.test_steering import plain_states
 from utils import LoadedModel
@@ -112,11 +106,13 @@ def studies(tokenizer, tmp_path_factory) -> dict[str, tuple[LoadedModel, Study]]
 
 def causal_work(studies, name: str, sizes: CausalSizes = SIZES) -> CausalReport:
     lm, study = studies[name]
-    return CausalReport(lm, study, PrefixTree(lm.model, lm.tokenizer), AXIS, LAYER, sizes)
+    return CausalReport(study, Prompter(lm.tokenizer, lm.name), AXIS, LAYER, sizes)
 
 
-def table_of(work: CausalReport, n: int) -> dict[str, causal_report.Row]:
-    lean = np.stack([work.unit(exp)["lean"] for exp in range(n)])
+def table_of(studies, name: str, n: int, sizes: CausalSizes) -> dict[str, Row]:
+    lm, work = studies[name][0], causal_work(studies, name, sizes)
+    tree = PrefixTree(lm.model, lm.tokenizer)
+    lean = np.stack([work.unit(tree, exp)["lean"] for exp in range(n)])
     return {row["arm"]: row for row in causal_table(lean)}
 
 
@@ -124,28 +120,29 @@ def table_of(work: CausalReport, n: int) -> dict[str, causal_report.Row]:
 
 
 def test_a_model_that_learns_the_code_is_right_in_both_mappings_and_at_chance_elsewhere(studies):
-    rows = table_of(causal_work(studies, "learns", CausalSizes(16, 1)), EXPERIMENTS)
+    rows = table_of(studies, "learns", EXPERIMENTS, CausalSizes(16, 1))
     target = rows["target"]
     assert target["accuracy"] == target["accuracy_mapping0"] == target["accuracy_mapping1"] == 1.0
     assert target["accuracy_q"] < 0.05 and target["code"] > 2 and target["code_q"] < 0.05
-    assert "no detectable effect" not in verdict(target)
+    assert "no detectable effect" not in causal_verdict(target)
     for arm in ARMS[1:]:
         row = rows[arm]
         assert row["accuracy_low"] <= 0.5 <= row["accuracy_high"], arm
-        assert "no detectable effect: accuracy 0." in verdict(row)
+        assert "no detectable effect: accuracy 0." in causal_verdict(row)
     assert rows["clean"]["accuracy"] == rows["query_only"]["accuracy"] == 0.5
 
 
 def test_a_model_that_ignores_its_state_is_at_chance_in_every_arm(studies):
-    for arm, row in table_of(causal_work(studies, "ignores", CausalSizes(4, 1)), 2).items():
+    for arm, row in table_of(studies, "ignores", 2, CausalSizes(4, 1)).items():
         assert row["accuracy"] == row["accuracy_low"] == row["accuracy_high"] == 0.5, arm
         assert row["accuracy_p"] == 1.0 and np.isnan(row["code"])
 
 
 def test_a_learner_given_one_repeated_sentence_is_right_as_well(studies):
-    work = causal_work(studies, "learns", CausalSizes(n_examples=10, repeat_sentence=True))
+    sizes = CausalSizes(n_examples=10, repeat_sentence=True)
+    work = causal_work(studies, "learns", sizes)
     assert len(work.draw(0)[0]) == 11 and len(set(work.draw(0)[0])) == 1
-    assert table_of(work, 2)["target"]["accuracy"] == 1.0
+    assert table_of(studies, "learns", 2, sizes)["target"]["accuracy"] == 1.0
 
 
 def test_the_visible_text_is_the_same_in_every_arm_mapping_and_sign(studies):
@@ -193,9 +190,11 @@ def test_random_directions_are_orthogonal_and_matched_in_variance_or_in_norm(stu
 def test_the_engine_gives_what_plain_forward_passes_with_other_hooks_give(studies, tiny_lm):
     _, study = studies["learns"]
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer)
-    work = CausalReport(tiny_lm, study, tree, AXIS, LAYER, CausalSizes(4, 1, 10.0))
+    prompter = Prompter(tiny_lm.tokenizer, tiny_lm.name)
+    work = CausalReport(study, prompter, AXIS, LAYER, CausalSizes(4, 1, 10.0))
     requests = work.requests(0)
-    (_, lean), plain = work.read(requests), []
+    (_, lean, tokens), plain = work.read(tree, requests), []
+    assert tokens["prompt"] < tokens["asked"] == sum(len(request.ids) for request in requests)
     for request in requests:
         logits = plain_states(tiny_lm.model, request.ids, request.steering)[1][request.logits_at[0]]
         plain.append(float(logits[work.digits[1]] - logits[work.digits[0]]))
@@ -218,8 +217,8 @@ def test_shuffled_signs_agree_with_the_labels_as_often_as_not(studies):
 def test_a_push_moves_the_score_by_alpha_and_the_reported_label_with_it(studies):
     lm, study = studies["learns"]
     sizes = CurveSizes(n_examples=10, n_test=2, alphas=(-4.0, -1.0, 0.0, 1.5, 4.0))
-    work = SteeringCurve(lm, study, PrefixTree(lm.model, lm.tokenizer), AXIS, LAYER, sizes)
-    found = [work.unit(exp) for exp in range(2)]
+    work = SteeringCurve(study, Prompter(lm.tokenizer, lm.name), AXIS, LAYER, sizes)
+    found = [work.unit(PrefixTree(lm.model, lm.tokenizer), exp) for exp in range(2)]
     alphas = np.array(sizes.alphas)
     assert work.layers_read == [0, 1, 2, 3]
     for one in found:
@@ -230,32 +229,11 @@ def test_a_push_moves_the_score_by_alpha_and_the_reported_label_with_it(studies)
             np.testing.assert_allclose(moved, np.broadcast_to(alphas, moved.shape), atol=1e-3)
         assert (one["lean"][..., 0] < 0).all() and (one["lean"][..., -1] > 0).all()
         assert (np.diff(one["lean"], axis=-1) > 0).all()
-    row = steering_curve.slope(np.stack([one["lean"] for one in found]), alphas)
+    row = slope(np.stack([one["lean"] for one in found]), alphas)
     assert row["slope"] > 0 and row["experiments"] == 2
 
 
 # ---------------------------------------------------------------- files and scripts
-
-
-def test_a_study_resumes_after_the_last_experiment_and_refuses_other_settings(tmp_path):
-    ran = []
-
-    def work(exp: int) -> dict[str, np.ndarray]:
-        ran.append(exp)
-        if ran == [0, 1, 2]:
-            raise KeyboardInterrupt
-        return {"lean": np.full(2, exp)}
-
-    path = tmp_path / "study.pkl"
-    with pytest.raises(KeyboardInterrupt):
-        causal.run_experiments(path, {"alpha": 1}, 3, lambda: (work, {}))
-    found = causal.run_experiments(path, {"alpha": 1}, 4, lambda: (work, {}))
-    assert ran == [0, 1, 2, 2, 3]
-    np.testing.assert_array_equal(found["lean"][:, 0], [0, 1, 2, 3])
-    fewer = causal.run_experiments(path, {"alpha": 1}, 2, lambda: pytest.fail("nothing is missing"))
-    assert len(fewer["lean"]) == 2
-    with pytest.raises(UserError, match="alpha: 1 there, 2 now"):
-        causal.run_experiments(path, {"alpha": 2}, 2, lambda: (work, {}))
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +257,87 @@ def test_the_scripts_write_what_they_say_and_load_no_model_twice(name, flags, mo
     assert script.main(argv) == 0
     assert line in capsys.readouterr().out
     (folder,) = (Path(flags[-1])).glob("*/commonsense")
-    assert (folder / f"study_{name}_lr_layer2.pkl").exists()
+    files = {folder / f"study_{name}_exp{exp}_lr_layer2.pkl" for exp in range(2)}
+    assert set(folder.glob(f"study_{name}_*_lr_layer2.pkl")) == files
     for ending in ("csv", "png"):
         assert (folder / "figures" / f"{name}_lr_layer2.{ending}").stat().st_size > 500
-    monkeypatch.setattr(utils, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(machine, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
     assert script.main(argv) == 0
+
+
+SMALL = ["--n_examples", "4", "--n_test", "1"]
+
+
+@pytest.fixture
+def apart(flags, tmp_path) -> tuple[list[str], Path]:
+    """Flags of a copy of the prepared folder, and where its results are."""
+    ignore = shutil.ignore_patterns("study_*", "figures")
+    results = shutil.copytree(flags[-1], tmp_path / "results", ignore=ignore)
+    (folder,) = results.glob("*/commonsense")
+    return [*flags, *SMALL, "--results", str(results)], folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shards_of_a_study_are_what_one_run_makes_and_the_last_command_shows_it(name, apart, capsys):
+    (argv, folder), script = apart, SCRIPTS[name][0]
+    argv += ["--layer", "1,2", "--n_experiments", "3"]
+    for index in ("2/2", "1/2"):
+        assert script.main([*argv, "--shard", index]) == 0
+        assert not capsys.readouterr().out and not (folder / "figures").exists()
+    files = sorted(folder.glob("study_*"))
+    parts = [read(path) for path in files]
+    assert script.main(argv) == 0 and SCRIPTS[name][1] in capsys.readouterr().out
+    assert len(files) == 6 and read(files[0])["meta"] == parts[0]["meta"]
+    assert script.main([*argv, "--overwrite"]) == 0
+    for path, part in zip(files, parts, strict=True):
+        same(part, read(path), 0.0)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dry_study_counts_the_tokens_of_the_run_and_writes_nothing(name, apart, capsys):
+    """Steered tokens are not shared with others, and counted so."""
+    (argv, folder), script = apart, SCRIPTS[name][0]
+    argv += ["--layer", "2", "--n_experiments", "2"]
+    assert script.main([*argv, "--dry_run"]) == 0
+    starts = ("causal report ", "steering curve ")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(starts)]
+    units, on_disk, tokens = (int(word.replace(",", "")) for word in line.split()[2:5])
+    assert (units, on_disk) == (2, 0) and not list(folder.glob("study_*"))
+    assert script.main(argv) == 0
+    assert tokens == round(np.mean([read(path)["tokens"]["prompt"] for path in folder.glob("study_*")]))
+    capsys.readouterr()
+    assert script.main([*argv, "--n_experiments", "5", "--dry_run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(starts)]
+    assert line.split()[2:4] == ["3", "2"]
+
+
+def test_experiments_of_an_earlier_version_get_files_of_their_own(apart, monkeypatch, capsys):
+    """It kept all experiments of a layer in one file."""
+    argv, folder = apart
+    argv += ["--layer", "2", "--n_experiments", "2", "--log_level", "info"]
+    assert causal_report.main(argv) == 0
+    files = sorted(folder.glob("study_*"))
+    records = [read(path) for path in files]
+    table = (folder / "figures" / "causal_lr_layer2.csv").read_text()
+    identity = {k: v for k, v in records[0]["meta"]["identity"].items() if k not in ("exp", "levels")}
+    experiments = [{name: record[name] for name in ("rows", "labels", "lean")} for record in records]
+    old = folder / "study_causal_lr_layer2.pkl"
+    write(old, {"experiments": experiments}, identity)
+    for path in files:
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
+        assert causal_report.main(argv) == 0
+    assert f"2 experiments of {old} have files of their own" in capsys.readouterr().err
+    assert (folder / "figures" / "causal_lr_layer2.csv").read_text() == table and old.exists()
+    assert causal_report.main([*argv, "--n_experiments", "3"]) == 0  # goes on after them
+    for path in folder.glob("study_causal_exp*"):
+        path.unlink()
+    capsys.readouterr()
+    assert causal_report.main([*argv, "--alpha", "2"]) == 0  # other settings: not used, and said so
+    said = capsys.readouterr().err
+    assert "not used" in said and "alpha: 4.0 there, 2.0 now" in said
+    assert len(list(folder.glob("study_causal_exp*"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -291,10 +345,9 @@ def test_the_scripts_write_what_they_say_and_load_no_model_twice(name, flags, mo
     [
         (causal_report, ["--n_examples", "5"], "5 examples: give an even number"),
         (causal_report, ["--alpha", "0"], "alpha 0.0: give a number above 0"),
-        (causal_report, ["--dry_run"], "no --dry_run"),
         (causal_report, ["--axis", "lrr", "--layer", "1"], "unknown axis 'lrr'"),
         (steering_curve, ["--alphas", "1", "2"], "rising numbers, one of them 0"),
-        (steering_curve, ["--dry_run"], "no --dry_run"),
+        (steering_curve, ["--shard", "3/2"], "--shard 3/2: give i/n"),
     ],
 )
 def test_mistakes_end_in_one_line(script, more, message, flags, capsys):

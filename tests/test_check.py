@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import data.check
+from analysis.studies.datasets.flags import present
 from data import load
 from data.check import Rules, check
 from data.load import SHIPPED, Dataset, read_dataset
@@ -95,10 +96,24 @@ def test_datasets_are_compared_by_one_command(tiny_folder, tmp_path, capsys):
     assert table.with_suffix(".png").stat().st_size > 5000
 
 
+def test_a_dry_comparison_prepares_nothing_and_shards_split_the_datasets(tiny_folder, tmp_path, capsys):
+    argv = ["--model", str(tiny_folder), "--results", str(tmp_path), "--n_axis", "40", "--n_trial", "40"]
+    argv += ["--keys", "commonsense", "emotion"]
+    assert compare_datasets.main([*argv, "--dry_run"]) == 0
+    assert capsys.readouterr().out.split("preparation")[1].split()[:2] == ["2", "0"]
+    assert not list(tmp_path.iterdir())
+    assert compare_datasets.main([*argv, "--shard", "2/2"]) == 0
+    assert [path.parent.name for path in tmp_path.rglob("axes_layer3.pkl")] == ["emotion"]
+    assert not list(tmp_path.rglob("datasets.*")) and "shard 2/2 is done" in capsys.readouterr().err
+    assert compare_datasets.main(argv) == 0
+    told = capsys.readouterr()
+    assert "preparation: 1 new, 1 kept" in told.err and "emotion" in told.out
+
+
 def test_sets_that_are_not_there_are_left_out_and_named(monkeypatch, tmp_path, caplog):
     for key in ("commonsense", "emotion"):
         (tmp_path / key).symlink_to(load.DATA_DIR / key)
     monkeypatch.setattr(load, "DATA_DIR", tmp_path)
     keys = ("commonsense", "published/emotion", "emotion")
-    assert compare_datasets.present(keys) == ["commonsense", "emotion"]
+    assert present(keys) == ["commonsense", "emotion"]
     assert "python -m data.download emotion" in caplog.text

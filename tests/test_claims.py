@@ -25,9 +25,11 @@ import pytest
 from analysis.base.errors import UserError
 from analysis.base.files import this_host
 from analysis.cli.script import script
+from analysis.experiments.units import run
 from analysis.results import claims
 from analysis.results.claims import claim, describe, lock_file, process_start
-from analysis.studies.causal.experiment import run_experiments
+from analysis.results.store import Store, UnitKey, read
+from tasks.fault_harness import Given
 
 
 @pytest.fixture
@@ -287,22 +289,26 @@ def test_threads_that_try_a_folder_at_once_all_see_its_locks(path):
 
 
 def test_two_that_start_the_same_study_do_each_experiment_once(tmp_path):
+    class Waiting(Given):
+        waits = True
+
     done: list[int] = []
+    keys = [UnitKey("made", "lr", 0, exp) for exp in range(4)]
 
-    def work(exp: int) -> dict[str, np.ndarray]:
+    def work(key: UnitKey) -> dict[str, np.ndarray]:
         time.sleep(0.05)
-        done.append(exp)
-        return {"x": np.array([exp])}
+        done.append(key.exp)
+        return {"x": np.array([key.exp])}
 
-    path, found = tmp_path / "study.pkl", []
+    store, found = Store(tmp_path, "org/tiny", "commonsense"), []
 
     def study() -> None:
-        found.append(run_experiments(path, {"n": 1}, 4, lambda: (work, {})))
+        run(Waiting(store, keys, lambda key: {"exp": key.exp}, work))
+        found.append([read(store.unit(key))["x"].item() for key in keys])
 
     both = [threading.Thread(target=study) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
-    assert done == [0, 1, 2, 3]
-    assert [part["x"].ravel().tolist() for part in found] == [[0, 1, 2, 3]] * 2
+    assert sorted(done) == [0, 1, 2, 3] and found == [[0, 1, 2, 3]] * 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +13,29 @@ import pytest
 
 import neurofeedback
 from analysis.base.errors import UserError
+from analysis.base.processes import Shard
 from analysis.engine.dialogues import Forwarded
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Reply, Sampling
+from analysis.experiments.machine import Machine
 from analysis.experiments.preparation import prepare
 from analysis.experiments.study import Study, open_study
+from analysis.experiments.units import run
 from analysis.results.store import Store, UnitKey, read
 from analysis.studies.closed_loop import experiment, prompts
 from analysis.studies.closed_loop.experiment import (
     ClosedLoop,
     fed_back,
     given_labels,
-    loop_path,
     loop_trials,
     normalised,
 )
 from analysis.studies.closed_loop.flags import ARMS, Loop
 from analysis.studies.closed_loop.prompts import NO_SCORE
-from analysis.studies.closed_loop.runs import run_loop
+from analysis.studies.closed_loop.stage import LINK, LoopStage, LoopUnit
 from analysis.studies.closed_loop.tables import comparison_table, drift_table, load_series, turn_table
 from configs.settings import Settings
+from tests.test_determinism import same
 from utils import LoadedModel
 
 SETTINGS = Settings(
@@ -47,6 +53,11 @@ def study(tiny_lm: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Stu
 
 def closed(lm: LoadedModel, study: Study, loop: Loop) -> ClosedLoop:
     return ClosedLoop(lm, study, PrefixTree(lm.model, lm.tokenizer, packed=True), loop)
+
+
+def grid(lm: LoadedModel, study: Study, loop: Loop, **more: object) -> LoopStage:
+    study = replace(study, settings=replace(study.settings, **more))
+    return LoopStage(study, loop, Machine(known={study.store.model: lm}))
 
 
 # ---------------------------------------------------------------- what is shown
@@ -148,8 +159,9 @@ def climbed(tiny_lm, study):
     Climber.axes, loop = study.axes(2), Loop(6, modes=("write",), examples=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "Dialogues", Climber)
-        assert run_loop(tiny_lm, study, loop) == (8, 0)
-    return loop, load_series(study, loop)
+        stage = grid(tiny_lm, study, loop)
+        assert run(stage) == (9, 0)  # a donor before eight experiments
+    return stage, load_series(stage)
 
 
 def test_a_planted_drift_is_found_in_the_true_arm_with_its_sign_and_not_in_the_random_arm(climbed):
@@ -170,11 +182,15 @@ def test_a_planted_drift_is_found_in_the_true_arm_with_its_sign_and_not_in_the_r
     }  # fmt: skip
 
 
-def test_on_disk_yoked_labels_are_the_next_true_arms_and_the_last_has_a_donor(study, climbed):
+def unit(exp: int, donor: bool = False) -> LoopUnit:
+    return LoopUnit("write", UnitKey("loop", "lr", 2, exp), donor)
+
+
+def test_on_disk_yoked_labels_are_the_next_true_arms_and_the_last_has_a_donor(climbed):
+    stage = climbed[0]
     for exp in range(8):
-        record = read(loop_path(study.store, UnitKey("loop", "lr", 2, exp), "write"))
-        path = loop_path(study.store, UnitKey("loop", "lr", 2, exp + 1), "write", donor=exp == 7)
-        after = read(path)
+        record = read(stage.path(unit(exp)))
+        after = read(stage.path(unit(exp + 1, donor=exp == 7)))
         donor = after["shown"][:4]
         assert after["arm"][:4] == ["true"] * 4
         np.testing.assert_array_equal(record["shown"][12:], donor)
@@ -203,7 +219,7 @@ def test_a_unit_of_a_real_model_is_scored_and_repeatable(tiny_lm, study, mode, a
 
 def test_a_loop_that_may_outgrow_the_context_is_refused_before_any_work(tiny_lm, study):
     with pytest.raises(UserError, match="at most [0-9]+ turns fit"):
-        run_loop(tiny_lm, study, Loop(200, modes=("repeat",)))
+        run(grid(tiny_lm, study, Loop(200, modes=("repeat",))))
 
 
 SMALL = """
@@ -223,7 +239,7 @@ def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
     config = tmp_path / "small.yml"
     config.write_text(SMALL)
     argv = ["--model", str(tiny_folder), "--config", str(config), "--results", str(tmp_path / "results")]
-    argv += ["--loop", "3", "--loop_examples", "1", "--loop_mode", "write", "--log_level", "error"]
+    argv += ["--loop", "3", "--loop_examples", "1", "--loop_mode", "write"]
     real, ran = ClosedLoop.unit, []
 
     def killed(self, key, *rest):
@@ -236,8 +252,8 @@ def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
     assert neurofeedback.main(argv) == 130
     assert neurofeedback.main(argv) == 0
     assert ran == [3, 2, 1, 1, 0]  # the donor, then the last experiment first
-    printed = capsys.readouterr().out
-    assert "2 units done, 1 kept" in printed and "complied" in printed
+    printed, told = capsys.readouterr()
+    assert "closed loop: 2 new, 2 kept" in told and "complied" in printed
     folder = Store(tmp_path / "results", str(tiny_folder), "commonsense").figures
     names = {path.name for path in folder.glob("loop_*.png")}
     assert names == {f"loop_{kind}_lr_layer2.png" for kind in ("scores", "effect", "drift")}
@@ -249,6 +265,82 @@ def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
     assert "turns: 3 there, 4 now" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- links and shards
+
+
+def test_a_chain_is_cut_into_links_and_each_ends_with_a_donor(tiny_lm, study):
+    stage = grid(tiny_lm, study, Loop(3, modes=("write",)), n_experiments=2 * LINK + 3)
+    donors = [one for one in stage.units() if one.donor]
+    assert [one.key.exp for one in donors] == [2 * LINK + 3, 2 * LINK, LINK]
+    givers = {one.key.exp: stage.needs(one) for one in stage.units() if not one.donor}
+    assert givers.keys() == set(range(2 * LINK + 3))
+    for exp, (giver,) in givers.items():
+        last = exp in (LINK - 1, 2 * LINK - 1, 2 * LINK + 2)
+        assert giver.key.exp == exp + 1 and (giver in donors) == last
+    without = grid(tiny_lm, study, Loop(3, ("true", "flipped"), ("write",)))
+    assert not any(map(without.needs, without.units())) and len(without.units()) == 8
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+def test_links_are_dealt_out_whole_and_every_unit_is_in_one_share(count, tiny_lm, study):
+    stage = grid(tiny_lm, study, Loop(3), n_experiments=2 * LINK + 3, levels=(2, 4))
+    shares = [stage.share(Shard(index, count)) for index in range(1, count + 1)]
+    assert sorted(sum(shares, []), key=str) == sorted(stage.units(), key=str)
+    for share in shares:
+        for place, one in enumerate(share):
+            assert set(stage.needs(one)) <= set(share[:place])
+
+
+def test_three_shards_are_bit_identical_to_one_run(tiny_lm, study, tmp_path, monkeypatch):
+    """The last shard first, in links of two experiments, with replies of the real model."""
+    monkeypatch.setattr("analysis.studies.closed_loop.stage.LINK", 2)
+    records = []
+    for name, shards in (("one", ["1/1"]), ("three", ["3/3", "1/3", "2/3"])):
+        store = replace(study.store, root=Path(shutil.copytree(study.store.root, tmp_path / name)))
+        for path in store.folder.glob("study_*"):
+            path.unlink()
+        stage = grid(tiny_lm, replace(study, store=store), Loop(3, examples=1), n_experiments=5)
+        done = [run(stage, Shard.parse(shard))[0] for shard in shards]
+        assert sum(done) == 2 * (5 + 3) and min(done) >= 4
+        records.append([read(stage.path(one)) for one in stage.units()])
+        assert len(list(store.folder.glob("study_loop_*donor*"))) == 2 * 3
+    for one, other in zip(*records, strict=True):
+        same(one, other, 0.0)
+
+
+def test_a_dry_loop_counts_its_tokens_and_does_nothing(tiny_folder, tmp_path, capsys):
+    (tmp_path / "small.yml").write_text(SMALL)
+    argv = ["--model", str(tiny_folder), "--config", str(tmp_path / "small.yml")]
+    argv += ["--results", str(tmp_path / "results"), "--loop", "3", "--loop_examples", "1"]
+    assert neurofeedback.main([*argv, "--dry_run"]) == 0
+    (line,) = re.findall("^closed loop.*$", capsys.readouterr().out, re.MULTILINE)
+    units, on_disk, tokens = (int(word.replace(",", "")) for word in line.split()[2:5])
+    assert (units, on_disk) == (2 * (3 + 1), 0) and not (tmp_path / "results").exists()
+    assert neurofeedback.main([*argv, "--n_experiments", "1"]) == 0
+    (folder,) = (tmp_path / "results").glob("*/commonsense")
+    taken = [read(path)["tokens"] for path in folder.glob("study_loop_*")]
+    each = [one["opening"] + one["added"] for one in taken]
+    # here a donor for each experiment; messages are counted at their longest
+    assert len(each) == 4 and 0.8 * np.mean(each) < tokens < 1.6 * np.mean(each)
+    capsys.readouterr()
+    assert neurofeedback.main([*argv, "--dry_run"]) == 0
+    (line,) = re.findall("^closed loop.*$", capsys.readouterr().out, re.MULTILINE)
+    assert line.split()[2:4] == ["6", "2"]  # the donor of one experiment is none of three
+
+
+def test_a_shard_of_a_loop_leaves_the_figures_to_the_run_without_shard(tiny_folder, tmp_path, capsys):
+    (tmp_path / "small.yml").write_text(SMALL)
+    argv = ["--model", str(tiny_folder), "--config", str(tmp_path / "small.yml")]
+    argv += ["--results", str(tmp_path / "results"), "--loop", "2", "--loop_examples", "0"]
+    assert neurofeedback.main([*argv, "--shard", "2/2"]) == 0
+    printed, told = capsys.readouterr()
+    (folder,) = (tmp_path / "results").glob("*/commonsense")
+    assert "closed loop: 4 new, 0 kept" in told and "shard 2/2 is done" in told and not printed
+    assert not list(folder.glob("study_loop_write*")) and not (folder / "figures").exists()
+    assert neurofeedback.main(argv) == 0
+    assert "closed loop: 4 new, 4 kept" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -258,7 +350,7 @@ def test_a_killed_loop_keeps_its_units_and_ends_with_figures_and_numbers(
         (["--loop", "1"], "2 turns or more"),
         (["--loop", "3", "--loop_arms", "yoked"], "and `true`"),
         (["--loop", "3", "--loop_arms", "true", "true"], "each arm once"),
-        (["--loop", "3", "--dry_run"], "leave out one"),
+        (["--loop", "3", "--shard", "2"], "--shard 2: give i/n"),
     ],
 )
 def test_wrong_sizes_are_one_line_that_says_what_to_do(flags, words, capsys):

@@ -23,10 +23,10 @@ from analysis.base.files import load_pickle, save_bytes, save_pickle
 from analysis.cli.script import script
 from analysis.experiments import control
 from analysis.experiments.preparation import prepare
-from analysis.experiments.units import run_units, unfinished
+from analysis.experiments.units import run
 from analysis.results import claims
 from analysis.results.store import Store, UnitKey, read, write
-from tasks.fault_harness import SETTINGS
+from tasks.fault_harness import SETTINGS, Given
 from tests.fake_results import report_unit
 from tests.test_claims import code_of, fork
 from tests.test_faults import copied_store, leftovers, prepared_once, run_control, run_report  # noqa: F401
@@ -142,7 +142,7 @@ def two_units(store: Store) -> Callable[[], int]:
         def work(key: UnitKey) -> dict[str, Any]:
             return {**report_unit(np.random.default_rng(0), 2), "scores": np.full(2, float(key.exp))}
 
-        run_units(store, unfinished(store, keys, identity, True), identity, work, {})
+        run(Given(store, keys, identity, work), overwrite=True)
         return 0
 
     unit = report_unit(np.random.default_rng(0), 2)

@@ -11,28 +11,29 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-import analysis.studies.evasion.figures
 import main_prep
-import utils
 from analysis.classifiers import fit_axes
 from analysis.engine.prefix_tree import PrefixTree
+from analysis.experiments import machine
 from analysis.experiments.study import open_study
 from analysis.process_prompts import Prompter
 from analysis.results.store import Store, read
 from analysis.statistics.resampling import mean_ci
 from analysis.statistics.signflips import sign_flip_p
+from analysis.studies.evasion import command
+from analysis.studies.evasion.experiment import Trials
+from analysis.studies.evasion.flags import Plan
 from analysis.studies.evasion.probes import (
     CONDITIONS,
     PROBES,
-    Judged,
     auroc,
     fit_probes,
-    probe_rows,
     probe_scores,
     smallest_fpr,
     threshold_at,
     tpr_at,
 )
+from analysis.studies.evasion.tables import Judged, probe_rows
 from configs.settings import load_settings
 from tasks import evasion
 
@@ -213,9 +214,7 @@ def flags(prepared: list[str], tmp_path: Path) -> list[str]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the probes, which tests of the trials do not need."""
-    monkeypatch.setattr(evasion, "judge", lambda *args: {})
-    monkeypatch.setattr(analysis.studies.evasion.figures, "write_evasion", lambda *args: [])
-    monkeypatch.setattr(analysis.studies.evasion.figures, "evasion_tables", lambda *args: "")
+    monkeypatch.setattr(command, "present", lambda stage: "")
 
 
 @pytest.fixture
@@ -242,13 +241,13 @@ def test_the_study_writes_states_tables_and_figures_and_resumes_without_the_mode
         (p, s) for p in PROBES for s in ("layer 2", "ensemble")
     }
     assert "5 % (the fewest resolvable, not 1 %)" in out and "AUROC: before - evasion" in out
-    monkeypatch.setattr(utils, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(machine, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
     assert evasion.main(argv) == 0
     assert capsys.readouterr().out == out
 
 
 def test_a_killed_run_keeps_its_finished_experiments(flags, store, monkeypatch, no_figures):
-    argv, ran, real = [*flags, *SIZES], [], evasion.Trials.requests
+    argv, ran, real = [*flags, *SIZES], [], Trials.requests
 
     def killed(self, prompter, exp):
         ran.append(exp)
@@ -256,7 +255,7 @@ def test_a_killed_run_keeps_its_finished_experiments(flags, store, monkeypatch, 
             raise KeyboardInterrupt
         return real(self, prompter, exp)
 
-    monkeypatch.setattr(evasion.Trials, "requests", killed)
+    monkeypatch.setattr(Trials, "requests", killed)
     assert evasion.main(argv) == 130
     assert evasion.main(argv) == 0
     assert ran == [0, 1, 1, 2]
@@ -265,7 +264,7 @@ def test_a_killed_run_keeps_its_finished_experiments(flags, store, monkeypatch, 
 def test_a_test_sentence_is_read_as_in_a_forward_pass_of_its_own(flags, store, tiny_lm, no_figures):
     assert evasion.main([*flags, *SIZES, "--layer", "2"]) == 0
     study = open_study(store, load_settings(flags[1], flags[3]))
-    trials = evasion.Trials(study, evasion.Plan("lr", 2, [0, 1, 2, 3], 4, 8, 2))
+    trials = Trials(study, Plan("lr", 2, [0, 1, 2, 3], 4, 8, 2))
     requests = trials.requests(Prompter(tiny_lm.tokenizer, tiny_lm.name), 0)
     last_of_flip = requests[8 + 2 + 7]  # labels as they are, high wanted, the last sentence of class 1
     (plain,) = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False).read([last_of_flip], range(4))
@@ -289,9 +288,23 @@ def test_wrong_flags_are_errors_in_one_line(wrong, message, flags, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_dry_run_counts_the_work_and_does_none(flags, store, capsys):
-    assert evasion.main([*flags, *SIZES, "--dry_run"]) == 0 and "evasion" in capsys.readouterr().out
-    assert not list(store.folder.glob("study_*"))
+def test_a_dry_run_counts_the_work_and_does_none(flags, store, capsys, no_figures):
+    argv = [*flags, *SIZES, "--layer", "2"]
+    assert evasion.main([*argv, "--dry_run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evasion")]
+    assert line.split()[1:3] == ["3", "0"] and not list(store.folder.glob("study_*"))
+    assert evasion.main(argv) == 0
+    taken = [read(path)["tokens"]["prompt"] for path in store.folder.glob("study_*")]
+    assert int(line.split()[3].replace(",", "")) == round(np.mean(taken))
+
+
+def test_shards_of_the_study_leave_the_figures_to_the_last_command(flags, store, no_figures, capsys):
+    for index, exps in (("2/2", {1}), ("1/2", {0, 1, 2})):
+        assert evasion.main([*flags, *SIZES, "--layer", "2", "--shard", index]) == 0
+        assert {int(path.name.split("_")[2][3:]) for path in store.folder.glob("study_*")} == exps
+    assert "shard 1/2 is done; when all are, figures" in capsys.readouterr().err
+    assert evasion.main([*flags, *SIZES, "--layer", "2"]) == 0
+    assert "evasion: 0 new, 3 kept" in capsys.readouterr().err
 
 
 def test_other_sizes_in_the_same_folder_are_an_error(flags, capsys, no_figures):

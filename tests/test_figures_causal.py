@@ -10,8 +10,7 @@ from analysis.figures.style import Curve
 from analysis.studies.causal import experiment as causal
 from analysis.studies.causal.experiment import MAPPINGS, SIGNS
 from analysis.studies.causal.figures import DASHES, PANELS, Points, plot_arms, plot_steering
-from tasks import steering_curve
-from tasks.causal_report import causal_table, verdict
+from analysis.studies.causal.tables import causal_table, causal_verdict, slope
 
 ARMS = ("target", "random", "clean")
 
@@ -90,7 +89,8 @@ def test_the_code_and_the_pull_are_told_apart():
     assert constant["accuracy"] == 0.5 and constant["accuracy_p"] == 1.0
     assert code["experiments"] == 20 and code["trials"] == 20 * 12
     assert (
-        verdict(constant) == "random_norm: no detectable effect: accuracy 0.50 [0.50, 0.50], 20 experiments"
+        causal_verdict(constant)
+        == "random_norm: no detectable effect: accuracy 0.50 [0.50, 0.50], 20 experiments"
     )
 
 
@@ -104,11 +104,11 @@ def test_q_values_are_those_of_scipy():
 
 def test_one_experiment_is_not_called_a_null_result():
     row = causal_table(np.ones((1, len(causal.ARMS), 2, 2, 2)))[0]
-    assert verdict(row) == "target: not tested: accuracy 0.50, 1 experiments"
+    assert causal_verdict(row) == "target: not tested: accuracy 0.50, 1 experiments"
 
 
 def test_the_slope_of_the_reported_label_is_that_of_the_logit():
     alphas = np.array([-2.0, 0.0, 2.0])
     lean = np.broadcast_to(0.3 * alphas + 1, (5, 2, 4, 3))
-    row = steering_curve.slope(lean, alphas)
+    row = slope(lean, alphas)
     assert row["slope"] == pytest.approx(0.3) and row["p"] == 2 / 2**5

@@ -9,8 +9,10 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from analysis.figures.style import Curve, figure_bytes
-from analysis.studies.evasion.figures import evasion_tables, plot_class_scores, plot_rates, write_evasion
-from analysis.studies.evasion.probes import CONDITIONS, evasion_rows
+from analysis.studies.evasion.figures import plot_class_scores, plot_rates
+from analysis.studies.evasion.pages import write_evasion
+from analysis.studies.evasion.probes import CONDITIONS
+from analysis.studies.evasion.tables import evasion_rows, evasion_tables
 from tests.test_evasion import planted
 
 

@@ -13,8 +13,10 @@ from analysis.axes.ensemble import fit_ensemble
 from analysis.axes.levels import level_cuts, to_levels
 from analysis.axes.names import ENSEMBLE
 from analysis.base.errors import UserError
-from analysis.experiments import preparation, runs, units
+from analysis.experiments import preparation, runs
 from analysis.experiments import study as study_module
+from analysis.experiments.control import ControlStage
+from analysis.experiments.machine import Machine
 from analysis.experiments.report import Baselines
 from analysis.experiments.trials import ControlTrial, control_trials, control_turns, mirrored, report_turns
 from analysis.process_prompts import load_prompts
@@ -181,7 +183,8 @@ def test_an_observer_is_asked_for_the_upper_half_of_the_levels(tiny):
 
 
 def test_every_unit_of_the_grid_is_made_once_per_level(tiny):
-    keys = units.unit_keys("imit", tiny.study, [ENSEMBLE], [1, 2], [0])
+    grid = tiny.study, [ENSEMBLE], "1,2", [0]
+    keys = ControlStage(*grid, Machine()).units()
     assert tiny.done == 4 and tiny.store.units("imit") == sorted(keys)
     again = runs.run_control(tiny.store, SETTINGS, [ENSEMBLE], "1,2", [0], models=tiny.models)
     assert again == (0, 4)
@@ -191,7 +194,7 @@ def test_a_unit_of_two_levels_is_never_taken_for_one_of_six(tiny, tmp_path):
     key = UnitKey("pred", "lr", 2, 0, 6)
     path = tmp_path / "unit.pkl"
     path.write_bytes(tiny.store.unit(UnitKey("pred", "lr", 2, 0)).read_bytes())
-    identity = units.unit_identity(tiny.study, key, ("report_examples",))
+    identity = study_module.unit_identity(tiny.study, key, ("report_examples",))
     with pytest.raises(UserError, match="levels: 2 there, 6 now"):
         read(path, identity)
 
@@ -218,7 +221,7 @@ def test_targets_on_disk_are_the_lowest_and_the_highest_level(tiny):
 def test_too_few_fitting_sentences_for_the_levels_are_found_before_any_work(tiny):
     few = replace(tiny.study, axis_rows=tiny.study.axis_rows[:5])
     with pytest.raises(UserError, match="6 levels need 3 fitting sentences"):
-        units.unit_keys("imit", few, [ENSEMBLE], [2], [0])
+        few.check_sides([UnitKey("imit", ENSEMBLE, 2, 0, 6)])
 
 
 # ---------------------------------------------------------------- lr_ensemble

@@ -16,7 +16,7 @@ import main_prep
 import neurofeedback
 from analysis.axes.read import load_axes
 from analysis.engine.prefix_tree import PrefixTree
-from analysis.experiments import preparation, runs
+from analysis.experiments import machine, preparation, runs
 from analysis.experiments import study as study_module
 from analysis.experiments.control import Control
 from analysis.experiments.trials import control_trials
@@ -77,7 +77,7 @@ def test_a_finished_grid_is_not_computed_again_and_loads_no_model(flags, store, 
     argv = [*flags, "--pc", "1", "--layer", "2"]
     assert main_imitexp.main(argv) == 0
     before = store.unit(UnitKey("imit", "pc1", 2, 0)).stat().st_mtime_ns
-    monkeypatch.setattr(runs, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(machine, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
     assert main_imitexp.main(argv) == 0
     assert store.unit(UnitKey("imit", "pc1", 2, 0)).stat().st_mtime_ns == before
 

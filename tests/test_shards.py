@@ -20,7 +20,7 @@ from analysis.base import processes
 from analysis.base.errors import UserError
 from analysis.base.files import ROOT
 from analysis.base.processes import Shard
-from analysis.experiments import runs
+from analysis.experiments import machine, units
 from analysis.results.store import Store
 from tests.test_determinism import copy_of, same_tables, same_units, words
 from tests.test_pipeline import CONFIG
@@ -104,21 +104,24 @@ def test_a_shard_does_only_its_units_and_counts_only_those(prepared, tiny_folder
     assert {(key.layer, key.axis, key.exp) for key in store.units("imit")} == {grid[1], grid[6], grid[11]}
 
 
-def test_the_whole_grid_is_checked_before_a_shard_is_done(prepared, tiny_folder, tmp_path, capsys):
-    """The unit with other settings is in the first of four shards."""
+def test_a_shard_reads_the_files_of_its_own_units_only(prepared, tiny_folder, tmp_path, capsys, monkeypatch):
+    """A unit with other settings is in the first of four shards, and no other shard looks at it."""
     flags, results = prepared
     store = Store(copy_of(results, tmp_path), str(tiny_folder), "commonsense")
     argv = [*in_folder(flags, store.root), *GRID]
     assert main_imitexp.main([*argv, "--n_train", "0", "2", "--imit_exp_end", "-1", "--shard", "1/12"]) == 0
-    assert main_imitexp.main([*argv, "--imit_exp_end", "-1", "--shard", "2/4"]) == 2
+    looked, real = [], units.finished
+    monkeypatch.setattr(units, "finished", lambda path, *rest: looked.append(path) or real(path, *rest))
+    assert main_imitexp.main([*argv, "--imit_exp_end", "-1", "--shard", "2/4"]) == 0
+    assert len(store.units("imit")) == 1 + 3 and len(set(looked)) == 3
+    assert main_imitexp.main([*argv, "--imit_exp_end", "-1", "--shard", "1/4"]) == 2
     assert "made with other settings (shots" in capsys.readouterr().err
-    assert len(store.units("imit")) == 1
 
 
 def test_a_shard_without_units_loads_no_model(prepared, tmp_path, monkeypatch):
     flags, results = prepared
     argv = in_folder(flags, copy_of(results, tmp_path))
-    monkeypatch.setattr(runs, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(machine, "load_model", lambda *a, **k: pytest.fail("loaded a model for nothing"))
     assert main_imitexp.main([*argv, "--layer", "1", "--imit_exp_end", "2", "--shard", "3/3"]) == 0
     assert main_prep.main([*argv, "--shard", "2/3"]) == 0  # the preparation is the first shard's
 

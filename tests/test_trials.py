@@ -15,6 +15,7 @@ import data.load
 from analysis.base.errors import UserError
 from analysis.base.seeds import generator
 from analysis.experiments.preparation import prepare
+from analysis.experiments.reading import largest_that_fits
 from analysis.experiments.runs import run_control, run_report
 from analysis.experiments.trials import (
     ControlTrial,
@@ -25,7 +26,6 @@ from analysis.experiments.trials import (
     draw_order,
     report_turns,
 )
-from analysis.experiments.units import largest_that_fits
 from analysis.process_prompts import Prompter, Turn, load_prompts
 from analysis.results.store import Store, read
 from configs.settings import Settings

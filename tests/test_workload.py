@@ -20,13 +20,22 @@ from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Reply, ReplyMeans, Sampling
 from analysis.engine.request import Request
 from analysis.engine.run import Run
-from analysis.experiments import runs, workload
-from analysis.experiments.preparation import _write_each, encode_sentences, pool_sentences, prepare
-from analysis.experiments.workload import Stage, Texts, Work, flops, load_texts, memory, work_of
+from analysis.experiments import preparation, runs, workload
+from analysis.experiments.control import ControlPrompts, ControlStage
+from analysis.experiments.dry_run import unit_work
+from analysis.experiments.machine import Machine
+from analysis.experiments.preparation import Preparation, encode_sentences, pool_sentences, prepare
+from analysis.experiments.report import ReportPrompts, ReportStage
+from analysis.experiments.study import DraftStudy, draft_study
+from analysis.experiments.units import run
+from analysis.experiments.workload import Planned, Work, flops, memory, work_of
 from analysis.models.blocks import decoder_blocks
 from analysis.models.shape import Shape, load_shape, load_tokenizer, run_sizes
+from analysis.process_prompts import Encoded, Prompter, load_prompts
+from analysis.results.schema import CONTROL, REPORT
 from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings
+from data.load import load_dataset
 from tests.conftest import ARCHITECTURES, TINY, make_model
 from utils import LoadedModel, load_model
 
@@ -44,9 +53,26 @@ def shape(tiny_folder: Path) -> Shape:
 
 
 @pytest.fixture(scope="module")
-def texts(tiny_lm: LoadedModel) -> Texts:
-    """Prompts of a small study."""
-    return load_texts(tiny_lm.name, "commonsense", SETTINGS, tiny_lm.tokenizer, BUDGET)
+def draft(tiny_folder: Path, tmp_path_factory) -> DraftStudy:
+    """A small study that nothing was prepared for."""
+    store = Store(tmp_path_factory.mktemp("nothing"), str(tiny_folder), "commonsense")
+    return draft_study(store, SETTINGS, n_layers=4)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    """Loads no model: what is counted needs none."""
+    return Machine(BUDGET, device="cpu")
+
+
+def control_requests(draft: DraftStudy, lm: LoadedModel, exp: int = 0, levels: int = 2) -> list[Request]:
+    prompts = ControlPrompts(draft, Prompter(lm.tokenizer, lm.name))
+    return prompts.requests(UnitKey(CONTROL, "lr", 1, exp, levels))
+
+
+def report_requests(draft: DraftStudy, lm: LoadedModel, exp: int = 0) -> list[Request]:
+    prompts = ReportPrompts(draft, Prompter(lm.tokenizer, lm.name))
+    return prompts.requests(UnitKey(REPORT, "lr", 1, exp))
 
 
 def forwarded(lm: LoadedModel, requests: Sequence[Request], layers: Sequence[int]) -> tuple[int, PrefixTree]:
@@ -162,73 +188,76 @@ def test_work_adds_counts_and_keeps_peaks():
     assert Work(tokens=10) * (1 / 3) == Work(tokens=3)
 
 
-def test_a_control_unit_forwards_the_tokens_counted(tiny_lm, shape, texts):
-    requests = workload.control_requests(texts, exp=0)
-    work = work_of(requests, shape.n_layers, BUDGET)
+def test_a_control_unit_forwards_the_tokens_counted(tiny_lm, draft, machine):
+    work = ControlStage(draft, ["lr"], "1", [0], machine).expected(UnitKey(CONTROL, "lr", 1, 0))
+    requests = control_requests(draft, tiny_lm)
     tokens, tree = forwarded(tiny_lm, requests, range(4))
     assert tree.total.prompt == work.tokens and tree.total.asked == work.plain
     assert tree.total.reply <= work.replies == 3 * 2 * 2 * 5  # N, flips, targets, longest reply
     assert tokens == work.tokens + tree.total.reply
 
 
-def test_a_report_unit_forwards_the_tokens_counted(tiny_lm, texts):
-    requests = workload.report_requests(texts, exp=0)
-    work = work_of(requests, 0, BUDGET)
+def test_a_report_unit_forwards_the_tokens_counted(tiny_lm, draft, machine):
+    work = ReportStage(draft, ["lr"], "1", [0], machine).expected(UnitKey(REPORT, "lr", 1, 0))
+    requests = report_requests(draft, tiny_lm)
     tokens, tree = forwarded(tiny_lm, requests, ())
     assert tokens == tree.total.prompt == work.tokens
     assert tree.total.asked == work.plain == work_of(requests[:1], 0, BUDGET).plain * 2
     assert work.rows == 2 * 12 - 1  # before the first label, the two flips are one
 
 
-def test_the_preparation_forwards_the_tokens_counted(tiny_lm, shape, texts):
+def sentences(lm: LoadedModel) -> list[Encoded]:
+    dataset = load_dataset("commonsense", SETTINGS.seed, SETTINGS.n_axis, SETTINGS.n_trial).compact().dataset
+    return encode_sentences(lm, dataset, load_prompts("commonsense"))
+
+
+def test_the_preparation_forwards_the_tokens_counted(tiny_lm, draft, machine):
     tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET)
-    encoded = encode_sentences(tiny_lm, texts.split.dataset, texts.prompts)
-    pool_sentences(tree, encoded, range(4))
-    work = workload.preparation_work(texts, shape)
+    pool_sentences(tree, sentences(tiny_lm), range(4))
+    work = Preparation([draft.store], SETTINGS, machine).expected("commonsense")
     assert (tree.total.prompt, tree.total.asked) == (work.tokens, work.plain)
     assert work.states == 40 * 4 and work.rows == 0
 
 
-def test_every_token_is_read_in_as_many_passes_as_counted(tiny_lm, shape, texts, tmp_path, monkeypatch):
-    encoded = encode_sentences(tiny_lm, texts.split.dataset, texts.prompts)
-    spans = sum(e.spans[0][1] - e.spans[0][0] for e in encoded)
-    for module in ("preparation", "workload"):
-        monkeypatch.setattr(
-            f"analysis.experiments.{module}.BYTES_AT_ONCE", 3 * spans * 32 * 4
-        )  # 3 of 4 layers
-    tree = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET)
-    _write_each(tree, encoded, Store(tmp_path, "org/tiny", "commonsense"), tiny_lm, {}, {})
-    once, each = workload.preparation_work(texts, shape), workload.preparation_work(texts, shape, "each")
-    assert tree.total.prompt == each.tokens == 2 * once.tokens
+def test_every_token_is_read_in_as_many_passes_as_counted(tiny_lm, draft, machine, tmp_path, monkeypatch):
+    spans = sum(e.spans[0][1] - e.spans[0][0] for e in sentences(tiny_lm))
+    monkeypatch.setattr(preparation, "BYTES_AT_ONCE", 3 * spans * 32 * 4)  # 3 of 4 layers
+    store = dataclasses.replace(draft.store, root=tmp_path)
+    loaded = Machine(BUDGET, {store.model: tiny_lm})
+    assert run(Preparation([store], SETTINGS, loaded, "each")) == (1, 0)
+    once, each = (
+        Preparation([store], SETTINGS, machine, how).expected("commonsense") for how in ("mean", "each")
+    )
+    assert loaded.engine(store.model).total.prompt == each.tokens == 2 * once.tokens
     assert each.states == 3 * spans
 
 
-def test_units_on_disk_took_the_tokens_counted(tiny_lm, shape, tmp_path):
+def test_units_on_disk_took_the_tokens_counted(tiny_lm, draft, machine, tmp_path):
     settings = dataclasses.replace(SETTINGS, levels=(2,))
-    store = Store(tmp_path, tiny_lm.name, "commonsense")
-    options = {"models": {tiny_lm.name: tiny_lm}, "token_budget": BUDGET}
+    store = dataclasses.replace(draft.store, root=tmp_path)
+    options = {"models": {store.model: tiny_lm}, "token_budget": BUDGET}
     prepare(tiny_lm, store.dataset, settings, store, token_budget=BUDGET)
     runs.run_control(store, settings, ["lr"], "1", [3], **options)
-    runs.run_report(store, tiny_lm.name, settings, ["lr"], "1", [3], **options)
-    texts = load_texts(tiny_lm.name, store.dataset, settings, tiny_lm.tokenizer, BUDGET)
-    counted = {"imit": workload.control_work(texts, shape, [3]), "pred": workload.report_work(texts, [3])}
-    for kind, work in counted.items():
-        tokens = read(store.unit(UnitKey(kind, "lr", 1, 3)))["tokens"]
+    runs.run_report(store, store.model, settings, ["lr"], "1", [3], **options)
+    for stage in (ControlStage, ReportStage):
+        (key,) = store.units(stage.kind)
+        work, tokens = stage(draft, ["lr"], "1", [3], machine).expected(key), read(store.unit(key))["tokens"]
         assert (tokens["prompt"], tokens["asked"]) == (work.tokens, work.plain)
         assert tokens["reply"] <= work.replies
 
 
-def test_a_unit_is_the_mean_of_three_experiments_and_of_all_levels(texts, shape):
+def test_a_unit_is_the_mean_of_three_experiments_and_of_all_levels(tiny_lm, draft, machine):
     units = [
-        work_of(workload.control_requests(texts, exp, levels), 4, BUDGET)
+        work_of(control_requests(draft, tiny_lm, exp, levels), 4, BUDGET)
         for exp in (1, 2, 3)
         for levels in (2, 4)
     ]
-    work = workload.control_work(texts, shape, range(1, 50))
+    stage = ControlStage(draft, ["lr", "pc1"], "1,2", range(1, 50), machine)
+    work = unit_work(stage, stage.units())
     assert work.tokens == round(np.mean([unit.tokens for unit in units]))
     assert len({unit.tokens for unit in units}) > 1
     assert work.longest == max(unit.longest for unit in units)
-    assert workload.report_work(texts, []) == Work()
+    assert unit_work(stage, []) == Work()
 
 
 # ---------------------------------------------------------------- operations and bytes
@@ -247,8 +276,8 @@ def test_operations_are_those_that_pytorch_counts(shape):
     assert counts["aten.bmm"] == flops(shape, Work(pairs=tokens**2))
 
 
-def test_the_cache_and_the_states_have_the_size_counted(tiny_lm, shape, texts, monkeypatch):
-    requests = workload.control_requests(texts, exp=0)
+def test_the_cache_and_the_states_have_the_size_counted(tiny_lm, shape, draft, monkeypatch):
+    requests = control_requests(draft, tiny_lm)
     run = Run(PrefixTree(tiny_lm.model, tiny_lm.tokenizer, BUDGET).context, requests, range(4), ())
     monkeypatch.setattr(run, "collect", list)  # which lets go of the sums
     run.go()
@@ -262,10 +291,10 @@ def test_the_cache_and_the_states_have_the_size_counted(tiny_lm, shape, texts, m
 
 
 @pytest.mark.parametrize(("kind", "short"), [("sdpa", False), ("eager", False), ("sdpa", True)])
-def test_a_run_stays_below_the_memory_bound(kind, short, shape, texts, tiny_lm):
+def test_a_run_stays_below_the_memory_bound(kind, short, shape, draft, tiny_lm):
     model = make_model(LlamaConfig(**TINY, attn_implementation=kind))
     tree = PrefixTree(model, tiny_lm.tokenizer, 256)
-    requests = [Request(range(20))] if short else workload.report_requests(texts, exp=0)
+    requests = [Request(range(20))] if short else report_requests(draft, tiny_lm)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         tree.read(requests, answers=[5, 6])
     events = profiler.profiler.kineto_results.events()  # the public view has no order in time
@@ -280,7 +309,7 @@ def test_a_run_stays_below_the_memory_bound(kind, short, shape, texts, tiny_lm):
 def test_the_text_tells_units_tokens_and_memory(shape):
     unit = Work(tokens=1000, plain=5000, replies=20, slots=100, longest=700)
     text = workload.describe(
-        "org/tiny", shape, [Stage("control", unit, 3, 2), Stage("report", unit, 0, 4)], "float32", 64
+        "org/tiny", shape, [Planned("control", unit, 3, 2), Planned("report", unit, 0, 4)], "float32", 64
     )
     rows = {line.split()[0]: line.split() for line in text.splitlines()}
     assert rows["control"][1:] == ["3", "2", "1,000", "3,000", "15,000", "5.0", "x", "60", "0.0"]
@@ -292,10 +321,10 @@ def test_the_text_tells_units_tokens_and_memory(shape):
 
 def test_a_prompt_beyond_the_context_is_pointed_out(shape):
     work = Work(tokens=10, longest=2049)
-    assert "TOO LONG" in workload.describe("org/tiny", shape, [Stage("report", work, 1)], "float32", 64)
+    assert "TOO LONG" in workload.describe("org/tiny", shape, [Planned("report", work, 1)], "float32", 64)
     endless = dataclasses.replace(shape, max_positions=None)
     assert "context: unknown" in workload.describe(
-        "org/tiny", endless, [Stage("report", work, 1)], "float32", 64
+        "org/tiny", endless, [Planned("report", work, 1)], "float32", 64
     )
 
 

@@ -23,12 +23,15 @@ from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Reading, Request
 from analysis.experiments.ahead import Ahead
+from analysis.experiments.grid import GridStage
 from analysis.experiments.preparation import not_finite
+from analysis.experiments.reading import check_fits, read_counted
 from analysis.experiments.score_text import before_score
-from analysis.experiments.study import Study
+from analysis.experiments.study import Study, unit_identity
 from analysis.experiments.trials import ControlTrial, control_trials, control_turns, copy_rate, draw_order
-from analysis.experiments.units import check_fits, read_counted, unit_identity
+from analysis.experiments.workload import Work, work_of
 from analysis.process_prompts import Prompter
+from analysis.results.schema import CONTROL, UNIT_KINDS
 from analysis.results.store import UnitKey
 from configs.settings import ACTIVE, Settings
 from utils import LoadedModel
@@ -41,24 +44,12 @@ def control_identity(study: Study, key: UnitKey) -> dict[str, Any]:
     return unit_identity(study, key, _SETTINGS)
 
 
-class Control:
-    """Runs control units with one model."""
+class ControlPrompts:
+    """Builds the prompts of control units; no model is needed for it."""
 
-    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree) -> None:
-        study.check_model(lm)
-        self.lm, self.study, self.tree = lm, study, tree
+    def __init__(self, study: Study, prompter: Prompter) -> None:
+        self.study, self.prompter = study, prompter
         self.settings: Settings = study.settings
-        # a copy, since prompts are tokenized while the engine decodes replies with the model's own
-        self.prompter = Prompter(deepcopy(lm.tokenizer), lm.name)
-        self.ahead = Ahead(self.requests)
-        for levels in self.settings.levels:  # labels must be single tokens
-            self.prompter.answer_ids(study.prompts.shown, range(levels))
-
-    def check(self, keys: Iterable[UnitKey]) -> None:
-        """Raise UserError before any work if an experiment lacks sentences or its prompt does not fit."""
-        orders = [self.order(exp) for exp in sorted({key.exp for key in keys})]
-        lengths = [partial(self.length, rows) for rows in orders]
-        check_fits(lengths, self.settings.shots[-1], self.lm.max_positions)
 
     def order(self, exp: int) -> np.ndarray:
         """Return the rows of experiment ``exp``: the examples, then the last test sentence."""
@@ -74,6 +65,51 @@ class Control:
             reply = self.settings.max_new_tokens if mode == ACTIVE else 0
             lengths.append(len(self.prompter.encode(turns, reply=mode == ACTIVE).ids) + reply)
         return max(lengths)
+
+    def trials(self, key: UnitKey) -> list[ControlTrial]:
+        """Return the trials of one unit."""
+        return control_trials(self.settings.shots, self.settings.modes, key.levels)
+
+    def requests(self, key: UnitKey) -> list[Request]:
+        """Return what the engine is to do for one unit."""
+        rows = self.order(key.exp)
+        sentences = [self.study.sentences[row] for row in rows]
+        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
+        return [self.request(key, trial, sentences, labels) for trial in self.trials(key)]
+
+    def request(
+        self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]
+    ) -> Request:
+        """Return what the engine is to do for one trial."""
+        active = trial.mode == ACTIVE
+        turns = control_turns(trial, self.study.prompts, sentences, labels)
+        encoded = self.prompter.encode(turns, reply=active)
+        return Request(encoded.ids, encoded.spans, reply=self.sampling(key, trial) if active else None)
+
+    def sampling(self, key: UnitKey, trial: ControlTrial) -> Sampling:
+        """Return a seed for this reply alone, so that it does not depend on what else is computed."""
+        axis = zlib.crc32(key.axis.encode())
+        seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
+        return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed, before_score)
+
+
+class Control(ControlPrompts):
+    """Runs control units with one model."""
+
+    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree) -> None:
+        study.check_model(lm)
+        # a copy, since prompts are tokenized while the engine decodes replies with the model's own
+        super().__init__(study, Prompter(deepcopy(lm.tokenizer), lm.name))
+        self.lm, self.tree = lm, tree
+        self.ahead = Ahead(self.requests)
+        for levels in self.settings.levels:  # labels must be single tokens
+            self.prompter.answer_ids(study.prompts.shown, range(levels))
+
+    def check(self, keys: Iterable[UnitKey]) -> None:
+        """Raise UserError before any work if an experiment lacks sentences or its prompt does not fit."""
+        orders = [self.order(exp) for exp in sorted({key.exp for key in keys})]
+        lengths = [partial(self.length, rows) for rows in orders]
+        check_fits(lengths, self.settings.shots[-1], self.lm.max_positions)
 
     def unit(self, key: UnitKey) -> dict[str, Any]:
         """Run one unit and return its record, see docs in README (results files)."""
@@ -102,32 +138,6 @@ class Control:
             layer, sentence = self.study.layers[slot], texts["text"][int(bad[:, slot].argmax())]
             unit = f"control of {key.axis}, layer {key.layer}, experiment {key.exp}"
             raise not_finite(f"activations of layer {layer} ({unit})", sentence, self.lm.dtype)
-
-    def trials(self, key: UnitKey) -> list[ControlTrial]:
-        """Return the trials of one unit."""
-        return control_trials(self.settings.shots, self.settings.modes, key.levels)
-
-    def requests(self, key: UnitKey) -> list[Request]:
-        """Return what the engine is to do for one unit."""
-        rows = self.order(key.exp)
-        sentences = [self.study.sentences[row] for row in rows]
-        labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
-        return [self.request(key, trial, sentences, labels) for trial in self.trials(key)]
-
-    def request(
-        self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]
-    ) -> Request:
-        """Return what the engine is to do for one trial."""
-        active = trial.mode == ACTIVE
-        turns = control_turns(trial, self.study.prompts, sentences, labels)
-        encoded = self.prompter.encode(turns, reply=active)
-        return Request(encoded.ids, encoded.spans, reply=self.sampling(key, trial) if active else None)
-
-    def sampling(self, key: UnitKey, trial: ControlTrial) -> Sampling:
-        """Return a seed for this reply alone, so that it does not depend on what else is computed."""
-        axis = zlib.crc32(key.axis.encode())
-        seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
-        return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed, before_score)
 
     def reading_columns(self, key: UnitKey, pooled: np.ndarray) -> dict[str, Any]:
         """Return scores on every axis of the target layer, and the target axis at every layer.
@@ -163,6 +173,37 @@ class Control:
             "by_layer": by_layer,
             "projection": projection,
         }
+
+
+class ControlStage(GridStage):
+    """Control of axes of layers."""
+
+    kind = CONTROL
+    name = UNIT_KINDS[kind].name
+    control: Control
+
+    def identity(self, unit: UnitKey) -> dict[str, Any]:
+        """Return what a unit depends on."""
+        return control_identity(self.study, unit)
+
+    def begin(self) -> None:
+        """Load the model, and check that all prompts fit."""
+        super().begin()
+        self.control = Control(self.lm, self.study, self.machine.engine(self.model))
+        self.control.check(self.units())
+
+    def soon(self, unit: UnitKey, following: UnitKey | None) -> None:
+        """Build the prompts of the next unit while this one is computed."""
+        self.control.ahead.keep(unit, following)
+
+    def work(self, unit: UnitKey) -> dict[str, Any]:
+        """Run a unit and return its record."""
+        return check_finite(self.control.unit(unit), unit)
+
+    def expected(self, unit: UnitKey) -> Work:
+        """Return what a unit takes."""
+        requests = ControlPrompts(self.study, self.prompter).requests(unit)
+        return work_of(requests, self.machine.shape(self.model).n_layers, self.machine.sizes[1])
 
 
 def trial_columns(trials: Sequence[ControlTrial]) -> dict[str, Any]:

@@ -3,100 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from analysis.base.files import DamagedFile
 from analysis.base.processes import Shard
-from analysis.experiments.runs import report_store
-from analysis.experiments.workload import (
-    Stage,
-    Texts,
-    Work,
-    control_work,
-    describe,
-    load_texts,
-    preparation_work,
-    report_work,
-)
-from analysis.models.shape import Shape, load_shape, load_tokenizer, run_device, run_sizes
-from analysis.results.schema import UNIT_KINDS
-from analysis.results.store import Store, UnitKey, read
-from configs.layers import choose_layers
-from configs.settings import Settings
+from analysis.experiments.machine import Machine
+from analysis.experiments.units import ALL, Stage, Unit
+from analysis.experiments.workload import MEASURED, Planned, Work, describe
+from analysis.results.store import read
 
-KINDS = {kind.name: prefix for prefix, kind in UNIT_KINDS.items()}
-"""Stage -> its kind of unit."""
 MOST_READ = 20
 """Finished units that are read to learn how long one takes."""
 TASK_HOURS = 1.0
 """Of one task of a Slurm array: long against loading a model, short against the usual time limits."""
-EVERYTHING = Shard()
 
 
 def dry_run(
-    store: Store,
-    stages: Sequence[str],
-    settings: Settings,
-    axes: Sequence[str] | Mapping[str, Sequence[str]] = (),
-    layer: str = "all",
-    exps: Iterable[int] = (),
-    *,
-    reader: str | None = None,
-    method: str = "pcascore",
-    device: str = "auto",
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    token_budget: int | None = None,
-    overwrite: bool = False,
-    load_in_4bit: bool = False,
-    shard: Shard = EVERYTHING,
+    stages: Sequence[Stage[Any]], model: str, machine: Machine, shard: Shard = ALL, overwrite: bool = False
 ) -> str:
-    """Return the work of ``stages`` (preparation, report, control) as lines for the terminal.
+    """Return the work that ``model`` would do in the ``stages``, one after the other, as lines to print.
 
     Nothing is loaded but configuration, tokenizer, sentences and a few finished units, which tell the time
-    of the others; files are only looked for, not checked. ``axes`` may differ by stage; the other arguments
-    are those of analysis.experiments.runs and analysis.experiments.preparation.
+    of the others; files are only looked for, not checked.
 
     Raises:
         UserError: as the run would for a wrong model, dataset, setting or layer.
     """
-    model = reader or store.model
-    chosen, tokens = run_sizes(device, dtype, token_budget)
-    shape = load_shape(model)
-    shape = replace(shape, eager=shape.eager or attn_implementation == "eager")
-    texts = load_texts(model, store.dataset, settings, load_tokenizer(model), tokens)
-    layers = choose_layers(layer, store.model, load_shape(store.model).n_layers if reader else shape.n_layers)
-    exps, found, times = list(exps), [], []
+    dtype, tokens = machine.sizes
+    planned, times = [], []
     for stage in stages:
-        if stage == "preparation":
-            last = shape.n_layers - 1
-            path = store.axes(last) if method == "pcascore" else store.hidden(last, method)
-            done = int(path.exists() and not overwrite)
-            found.append(Stage(stage, preparation_work(texts, shape, method), 1 - done, done))
-            continue
-        target = report_store(store, model) if stage == "report" else store
-        here = axes[stage] if isinstance(axes, Mapping) else axes
-        keys = [
-            UnitKey(KINDS[stage], axis, at, exp, levels)
-            for levels in settings.levels for at in layers for axis in here for exp in exps
-        ]  # fmt: skip
-        total, keys = len(keys), shard.take(keys)
-        todo = [key for key in keys if overwrite or not target.unit(key).exists()]
-        found.append(Stage(stage, unit_work(stage, texts, shape, todo), len(todo), len(keys) - len(todo)))
-        if todo:
-            times.append(expected_time(stage, len(todo), measured(target, KINDS[stage]), shard, total))
-    if load_in_4bit:
+        mine = stage.share(shard)
+        stage.check(mine)
+        todo = [unit for unit in mine if overwrite or not stage.on_disk(unit)]
+        planned.append(Planned(stage.name, unit_work(stage, todo), len(todo), len(mine) - len(todo)))
+        done = stage.timed()
+        if todo and done is not None:
+            times.append(expected_time(stage.name, len(todo), measured(done), shard, len(stage.units())))
+    if machine.options.get("load_in_4bit"):
         times.append("--load_in_4bit: weights take about a quarter of what is said here for bfloat16")
-    return "\n".join([describe(model, shape, found, chosen, tokens, run_device(device) == "cpu"), *times])
+    text = describe(model, machine.shape(model), planned, dtype, tokens, machine.device == "cpu")
+    return "\n".join([text, *times])
 
 
-def unit_work(stage: str, texts: Texts, shape: Shape, todo: Sequence[UnitKey]) -> Work:
-    """Return the work of one unit of ``stage``, the mean over those ``todo``."""
-    experiments = sorted({key.exp for key in todo})
-    if not experiments:
-        return Work()
-    return control_work(texts, shape, experiments) if stage == "control" else report_work(texts, experiments)
+def unit_work(stage: Stage[Unit], units: Sequence[Unit]) -> Work:
+    """Return what one of ``units`` takes, the mean over the first experiments of every kind of unit."""
+    different: dict[Hashable, Unit] = {}
+    for unit in units:
+        different.setdefault(stage.alike(unit), unit)
+    first = sorted({stage.alike(unit)[0] for unit in different.values()})[:MEASURED]
+    works = [stage.expected(unit) for unit in different.values() if stage.alike(unit)[0] in first]
+    return sum(works, Work()) * (1 / max(1, len(works)))
 
 
 @dataclass(frozen=True)
@@ -111,13 +70,15 @@ class Measured:
     """GPU or CPU."""
 
 
-def measured(store: Store, kind: str) -> Measured | None:
-    """Return what the units of ``kind`` (imit or pred) on disk took, None if there is none."""
-    keys, taken, on_gpu = store.units(kind), [], False
-    for key in keys[:: max(1, math.ceil(len(keys) / MOST_READ))]:
+def measured(paths: Sequence[Path]) -> Measured | None:
+    """Return what finished units took, None if there is none that tells."""
+    taken, on_gpu = [], False
+    for path in paths[:: max(1, math.ceil(len(paths) / MOST_READ))]:
         try:
-            record = read(store.unit(key))
+            record = read(path)
         except DamagedFile:  # the run names it, and does it again
+            continue
+        if "seconds" not in record:  # of an earlier version
             continue
         gpus = str(record["meta"].get("device", "")).count("cuda")
         on_gpu |= gpus > 0
@@ -131,7 +92,7 @@ def expected_time(stage: str, units: int, known: Measured | None, shard: Shard, 
     """Return a line: the time that ``units`` of ``stage`` take, and an array that does them in hours.
 
     Args:
-        stage: control or report.
+        stage: its name.
         units: to do, at least one.
         known: see measured.
         shard: that the units belong to; an array is advised for everything only.

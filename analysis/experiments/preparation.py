@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ from analysis.base.seeds import fingerprint
 from analysis.classifiers import AxisSet, fit_axes, fit_layers
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request, stack_pooled
+from analysis.experiments.machine import Machine
 from analysis.experiments.trials import axis_turns
+from analysis.experiments.units import Stage, run
+from analysis.experiments.workload import Work, work_of
 from analysis.models.blocks import input_device
 from analysis.process_prompts import Encoded, Prompter, Prompts, load_prompts
-from analysis.results.claims import claim
-from analysis.results.store import Store, finished, read, stamp, still_needed, write
+from analysis.results.store import Store, read, write
 from configs.settings import Settings, as_plain
 from data.load import Dataset, Split, load_dataset
 from utils import LoadedModel
-
-log = logging.getLogger(__name__)
 
 METHODS = ("pcascore", "mean", "last", "each")
 PREP_SETTINGS = ("seed", "n_axis", "n_trial", "lr_c", "threshold", "max_pc", "n_random", "n_shuffled")
@@ -60,6 +59,92 @@ def run_meta(lm: LoadedModel, store: Store, settings: Settings, dataset: str) ->
     }
 
 
+class Preparation(Stage[str]):
+    """What comes before all experiments: one unit per dataset, of many files.
+
+    The split, and per layer the pooled hidden states and (``pcascore``) axes with scores. ``mean``, ``last``
+    and ``each`` write hidden states only: the mean over the sentence's tokens, its last token, or every
+    token.
+    """
+
+    name = "preparation"
+    waits = True
+
+    def __init__(
+        self, stores: Iterable[Store], settings: Settings, machine: Machine, method: str = "pcascore"
+    ) -> None:
+        """Say what is to be prepared; nothing is loaded or read.
+
+        Args:
+            stores: of one model and one or more datasets.
+            settings: sizes of the split and of the axes.
+            machine: loads the model.
+            method: one of METHODS.
+        """
+        self.stores = {store.dataset: store for store in stores}
+        self.model = next(iter(self.stores.values())).model
+        self.settings, self.machine, self.method = settings, machine, method
+        self.split = cache(self._split)
+
+    def _split(self, unit: str) -> Split:
+        """Return a whole dataset and its halves."""
+        return load_dataset(unit, self.settings.seed, self.settings.n_axis, self.settings.n_trial)
+
+    def units(self) -> list[str]:
+        """Return the keys of the datasets."""
+        return list(self.stores)
+
+    def place(self, unit: str) -> Path:
+        """Return what is claimed, no file of its own."""
+        return self.stores[unit].folder / "preparation"
+
+    def files(self, unit: str) -> dict[Path, Mapping[str, Any]]:
+        """Return every file and its identity, which needs the model."""
+        lm, store = self.machine.model(self.model), self.stores[unit]
+        identity = prep_identity(lm, self.split(unit), self.settings)
+        found: dict[Path, Mapping[str, Any]] = {store.split: identity}
+        if self.method == "pcascore":
+            found |= {path: identity for path in (store.embedding, *map(store.axes, range(lm.n_layers)))}
+        else:
+            identity = {**identity, "method": self.method}
+        return found | {store.hidden(layer, self.method): identity for layer in range(lm.n_layers)}
+
+    def check(self, units: Sequence[str]) -> None:
+        """Raise UserError for a dataset that is not there or too small, before a large model is loaded."""
+        for unit in units:
+            self.split(unit)
+
+    def do(self, unit: str, missing: Collection[Path]) -> None:
+        """Write what is missing of one dataset."""
+        lm, store, files = self.machine.model(self.model), self.stores[unit], self.files(unit)
+        about = run_meta(lm, store, self.settings, files[store.split]["dataset"])
+        split = self.split(unit).compact()
+        task = _Task(lm, split, self.settings, store, files, frozenset(missing), about, self.method)
+        task.run(partial(self.machine.engine, self.model))
+
+    def expected(self, unit: str) -> Work:
+        """Return what a dataset takes; ``each`` takes several passes, all counted in full."""
+        shape, budget = self.machine.shape(self.model), self.machine.sizes[1]
+        dataset = self.split(unit).compact().dataset
+        encoded = _encoded(self.machine.prompter(self.model), dataset, load_prompts(unit))
+        if self.method != "each":
+            requests = [Request(e.ids, e.spans) for e in encoded]
+            return work_of(requests, shape.n_layers, budget)
+        requests = [Request(e.ids, every_token(e)) for e in encoded]
+        passes = layers_at_once(requests, shape.hidden)
+        whole = -(-shape.n_layers // passes)
+        return work_of(requests, min(shape.n_layers, passes), budget) * whole
+
+    def alike(self, unit: str) -> tuple[Any, ...]:
+        """Return the dataset: each has sentences of its own length."""
+        return 0, unit
+
+    def on_disk(self, unit: str) -> bool:
+        """Return whether what is written last is there."""
+        store, last = self.stores[unit], self.machine.shape(self.model).n_layers - 1
+        return (store.axes(last) if self.method == "pcascore" else store.hidden(last, self.method)).exists()
+
+
 def prepare(
     lm: LoadedModel,
     key: str,
@@ -70,40 +155,22 @@ def prepare(
     token_budget: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the split, and per layer the pooled hidden states and (``pcascore``) axes with scores.
+    """Prepare one dataset with a model that is loaded; see Preparation.
 
-    What is on disk already is kept; damaged files are set aside and made again. ``mean``, ``last`` and
-    ``each`` write hidden states only: the mean over the sentence's tokens, its last token, or every token.
-    Of several processes one does the work, and the others wait for it.
+    What is on disk already is kept; damaged files are set aside and made again. Of several processes one does
+    the work, and the others wait for it.
 
     Raises:
         UserError: bad data or settings, activations that are not finite, or results of other settings in
             the same folder.
     """  # fmt: skip
-    whole = load_dataset(key, settings.seed, settings.n_axis, settings.n_trial)
-    identity = prep_identity(lm, whole, settings)
-    identity_of = identity if method == "pcascore" else {**identity, "method": method}
-    files = {store.split: identity}
-    if method == "pcascore":
-        files |= {path: identity for path in (store.embedding, *map(store.axes, range(lm.n_layers)))}
-    files |= {store.hidden(layer, method): identity_of for layer in range(lm.n_layers)}
-    stamps = {path: stamp(path) for path in files}
-    todo = [path for path in files if not finished(path, files[path], overwrite)]
-    if not todo:
-        log.info("preparation is there already: %s", store.folder)
-        return
-    with claim(store.folder / "preparation", wait=True):
-        todo = [path for path in todo if still_needed(path, files[path], stamps[path])]
-        if not todo:
-            log.info("another process has prepared %s meanwhile", store.folder)
-            return
-        meta = run_meta(lm, store, settings, identity["dataset"])
-        stage = _Stage(lm, whole.compact(), settings, store, files, frozenset(todo), meta)
-        stage.run(method, token_budget)
+    store = replace(store, dataset=key)
+    machine = Machine(token_budget, {store.model: lm})
+    run(Preparation([store], settings, machine, method), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Task:
     """One preparation: what to write, and what is known about it."""
 
     lm: LoadedModel
@@ -112,45 +179,73 @@ class _Stage:
     store: Store
     files: Mapping[Path, Mapping[str, Any]]
     """Every file and its identity."""
-    todo: frozenset[Path]
-    meta: Mapping[str, Any]
+    missing: frozenset[Path]
+    about: Mapping[str, Any]
+    method: str
 
     def write(self, path: Path, record: Mapping[str, Any]) -> None:
-        if path in self.todo:
-            write(path, record, self.files[path], **self.meta)
+        """Write a file if it is missing."""
+        if path in self.missing:
+            write(path, record, self.files[path], **self.about)
 
-    def run(self, method: str, token_budget: int | None) -> None:
-        store, lm = self.store, self.lm
+    def run(self, engine: Callable[[], PrefixTree]) -> None:
+        """Read the sentences and fit the axes, as far as files are missing; ``engine`` is made if needed."""
+        store, lm, sentences = self.store, self.lm, self.split.dataset.sentences
         self.write(store.split, _split_record(self.split))
         encoded = encode_sentences(lm, self.split.dataset, load_prompts(self.split.dataset.key))
-        if store.embedding in self.todo:
+        if store.embedding in self.missing:
             embedded = mean_embeddings(lm, encoded)
-            check_hidden(embedded, self.split.dataset.sentences, "the input embeddings", lm.dtype)
+            check_hidden(embedded, sentences, "the input embeddings", lm.dtype)
             self.write(store.embedding, {"hidden": embedded})
-        layers = [at for at in range(lm.n_layers) if store.hidden(at, method) in self.todo]
-        tree = PrefixTree(lm.model, lm.tokenizer, token_budget) if layers else None
-        if method == "each" and layers:
-            identity = self.files[store.hidden(layers[0], method)]
-            sentences = self.split.dataset.sentences
-            _write_each(tree, encoded, store, lm, identity, self.meta, layers, sentences)
+        layers = [at for at in range(lm.n_layers) if store.hidden(at, self.method) in self.missing]
+        if self.method == "each":
+            if layers:
+                self.write_each(engine(), encoded, layers)
             return
-        pooled = pool_sentences(tree, encoded, layers, last_token=method == "last") if layers else None
+        pooled = np.empty((len(encoded), 0, 0), np.float32)
+        if layers:
+            pooled = pool_sentences(engine(), encoded, layers, last_token=self.method == "last")
         with bar(total=lm.n_layers, desc="fitting axes", unit="layer") as shown:
-            fit = partial(self.fit, method=method, read_now=layers, pooled=pooled)
+            fit = partial(self.fit, read_now=layers, pooled=pooled)
             fit_layers(fit, range(lm.n_layers), shown.update)
 
-    def fit(self, layer: int, method: str, read_now: Sequence[int], pooled: np.ndarray | None) -> None:
+    def fit(self, layer: int, read_now: Sequence[int], pooled: np.ndarray) -> None:
         """Write one layer's part of ``pooled`` (B, len(read_now), D) and its axes."""
         if layer in read_now:
             hidden = np.ascontiguousarray(pooled[:, read_now.index(layer)])
             check_hidden(hidden, self.split.dataset.sentences, f"activations of layer {layer}", self.lm.dtype)
-            self.write(self.store.hidden(layer, method), {"hidden": hidden})
-        if self.store.axes(layer) in self.todo:
+            self.write(self.store.hidden(layer, self.method), {"hidden": hidden})
+        if self.store.axes(layer) in self.missing:
             if layer not in read_now:
                 path = self.store.hidden(layer)
                 hidden = read(path, self.files[path])["hidden"]
             axes = fit_layer(hidden, self.split, self.settings, layer)
             self.write(self.store.axes(layer), _axes_record(axes, hidden, self.split))
+
+    def write_each(self, tree: PrefixTree, encoded: Sequence[Encoded], layers: Sequence[int]) -> None:
+        """Write every token's state at ``layers``, as many per pass as fit into a gigabyte."""
+        requests = [Request(e.ids, every_token(e)) for e in encoded]
+        offsets = np.cumsum([0, *(len(request.spans) for request in requests)])
+        owners = np.repeat(np.array(self.split.dataset.sentences, object), np.diff(offsets))
+        at_once = layers_at_once(requests, self.lm.model.config.get_text_config().hidden_size)
+        for first in bar(range(0, len(layers), at_once), desc="reading every token", unit="pass"):
+            now = layers[first : first + at_once]
+            pooled = np.concatenate([reading.pooled for reading in tree.read(requests, now)])
+            for slot, layer in enumerate(now):
+                hidden = np.ascontiguousarray(pooled[:, slot])
+                check_hidden(hidden, owners, f"activations of layer {layer}", self.lm.dtype)
+                self.write(self.store.hidden(layer, "each"), {"hidden": hidden, "offsets": offsets})
+
+
+def every_token(encoded: Encoded) -> list[tuple[int, int]]:
+    """Return a span for every token of the sentence."""
+    return [(token, token + 1) for token in range(*encoded.spans[0])]
+
+
+def layers_at_once(requests: Sequence[Request], width: int) -> int:
+    """Return at how many layers of ``width`` the spans of all requests may be kept during one pass."""
+    spans = sum(len(request.spans) for request in requests)
+    return max(1, BYTES_AT_ONCE // (spans * width * 4))
 
 
 def check_hidden(hidden: np.ndarray, sentences: Sequence[str], what: str, dtype: str) -> None:
@@ -175,7 +270,10 @@ def not_finite(what: str, sentence: str, dtype: str) -> UserError:
 
 def encode_sentences(lm: LoadedModel, dataset: Dataset, prompts: Prompts) -> list[Encoded]:
     """Tokenize every sentence in its measuring conversation, and check that each fits the context."""
-    prompter = Prompter(lm.tokenizer, lm.name)
+    return _encoded(Prompter(lm.tokenizer, lm.name), dataset, prompts)
+
+
+def _encoded(prompter: Prompter, dataset: Dataset, prompts: Prompts) -> list[Encoded]:
     return [prompter.encode(axis_turns(prompts, sentence)) for sentence in dataset.sentences]
 
 
@@ -241,31 +339,3 @@ def _split_record(split: Split) -> dict[str, Any]:
         "axis_rows": split.axis_rows,
         "trial_rows": split.trial_rows,
     }
-
-
-def _write_each(
-    tree: PrefixTree,
-    encoded: Sequence[Encoded],
-    store: Store,
-    lm: LoadedModel,
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-    wanted: Sequence[int] | None = None,
-    sentences: Sequence[str] = (),
-) -> None:
-    """Write every token's state at the ``wanted`` layers, as many per pass as fit into a gigabyte."""
-    spans = [[(t, t + 1) for t in range(*e.spans[0])] for e in encoded]
-    tokens = sum(len(s) for s in spans)
-    offsets = np.cumsum([0, *(len(s) for s in spans)])
-    owners = [sentence for sentence, s in zip(sentences, spans, strict=False) for _ in s]
-    width = lm.model.config.get_text_config().hidden_size
-    at_once = max(1, BYTES_AT_ONCE // (tokens * width * 4))
-    requests = [Request(e.ids, s) for e, s in zip(encoded, spans, strict=True)]
-    wanted = range(lm.n_layers) if wanted is None else wanted
-    for first in bar(range(0, len(wanted), at_once), desc="reading every token", unit="pass"):
-        layers = wanted[first : first + at_once]
-        pooled = np.concatenate([reading.pooled for reading in tree.read(requests, layers)])
-        for slot, layer in enumerate(layers):
-            hidden = np.ascontiguousarray(pooled[:, slot])
-            check_hidden(hidden, owners, f"activations of layer {layer}", lm.dtype)
-            write(store.hidden(layer, "each"), {"hidden": hidden, "offsets": offsets}, identity, **about)

@@ -1,10 +1,10 @@
-"""What control and report share: the fitted axes, the sentences, and the loop over units of work."""
+"""What every experiment starts from: the sentences, the fitted axes, and what a unit of work depends on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,14 @@ from analysis.axes.levels import level_cuts, to_levels
 from analysis.axes.names import ENSEMBLE, LR, pc_number
 from analysis.axes.read import load_axes
 from analysis.base.errors import UserError
+from analysis.base.seeds import fingerprint
 from analysis.classifiers import AxisSet
 from analysis.experiments.preparation import PREP_SETTINGS, run_meta
 from analysis.process_prompts import Prompts, load_prompts
 from analysis.results.commands import command
 from analysis.results.store import Store, UnitKey, read
 from configs.settings import Settings, as_plain
+from data.load import load_dataset
 from utils import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,17 @@ class Study:
         """Layers that have axes."""
         return self.store.layers()
 
+    def check_sides(self, keys: Iterable[UnitKey]) -> None:
+        """Raise UserError if an axis or its levels are not there, or all trial sentences are on one side."""
+        for layer, axis, levels in dict.fromkeys((key.layer, key.axis, key.levels) for key in keys):
+            upper = self.labels(layer, axis, levels)[self.trial_rows] >= levels / 2
+            if upper.all() or not upper.any():
+                raise UserError(
+                    f"all {len(upper)} trial sentences are on one side of the threshold of axis {axis!r}, "
+                    f"layer {layer}: there is nothing to tell apart; take another axis, threshold: median, "
+                    "or more trial sentences (n_trial), with --config"
+                )
+
     def check_model(self, lm: LoadedModel) -> None:
         """Raise UserError if ``lm`` is not the model, or not in the precision, that the axes belong to."""
         self._check("model", lm.fingerprint)
@@ -135,3 +148,63 @@ def _check_complete(store: Store, layers: Sequence[int], n_layers: int) -> None:
     if missing or not store.split.exists():
         what = f"axes of layers {', '.join(map(str, missing))}" if missing else store.split.name
         raise UserError(f"the preparation in {store.folder} lacks {what}: run `{command(store)}`")
+
+
+# ---------------------------------------------------------------- units of work
+
+
+def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Return what a unit depends on: the preparation, the prompts, and the settings ``names``."""
+    plain = as_plain(study.settings)
+    imported = study.imported(key.layer, key.axis)
+    return {
+        **({"imported": imported} if imported else {}),
+        "preparation": fingerprint(dict(study.identity)),
+        "prompts": fingerprint(asdict(study.prompts)),
+        "axis": key.axis,
+        "layer": key.layer,
+        "exp": key.exp,
+        "levels": key.levels,
+        **{name: plain[name] for name in names},
+        **more,
+    }
+
+
+# ---------------------------------------------------------------- before there is a preparation
+
+
+@dataclass(frozen=True)
+class DraftStudy(Study):
+    """The sentences alone: enough to build every prompt, and so to count what a run will take.
+
+    The labels are those of the dataset, for every axis: they take as many tokens as any others.
+    """
+
+    classes: np.ndarray = field(kw_only=True)
+    """(B,) labels of the dataset."""
+    n_layers: int = field(kw_only=True)
+    """Blocks of the model."""
+
+    def labels(self, layer: int, axis: str, levels: int = 2) -> np.ndarray:
+        """Return (B,) labels of the dataset."""
+        return self.classes
+
+    def check_sides(self, keys: Iterable[UnitKey]) -> None:
+        """Take any axis: which there will be is not known."""
+
+    def check_dtype(self, dtype: str) -> None:
+        """Take any precision: it will be that of the axes."""
+
+    @property
+    def layers(self) -> list[int]:
+        """All layers."""
+        return list(range(self.n_layers))
+
+
+def draft_study(store: Store, settings: Settings, n_layers: int) -> DraftStudy:
+    """Return the study that a preparation would lead to, from the dataset alone; for ``--dry_run``."""
+    split = load_dataset(store.dataset, settings.seed, settings.n_axis, settings.n_trial).compact()
+    return DraftStudy(
+        store, settings, load_prompts(store.dataset), {}, split.dataset.sentences, split.axis_rows,
+        split.trial_rows, classes=split.dataset.labels, n_layers=n_layers,
+    )  # fmt: skip

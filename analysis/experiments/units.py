@@ -1,182 +1,252 @@
-"""The loop over units of work: which are left, who does them, and what they record."""
+"""One loop over units of work, whatever the work is: which are left, who does them, and what is written.
+
+A stage (the preparation, control, report, every study) is cut into units. A unit is what is lost at most when
+a run is killed: it is claimed with a lock file, looked at once more, done, and written whole. ``--shard``
+deals units out to jobs, ``--overwrite`` does once more what is there, ``--dry_run`` counts what is left
+(analysis/experiments/dry_run.py). A stage says what its units are and how one is done, and nothing more:
+
+    class Squares(OneFile[int]):
+        name = "squares"
+
+        def units(self):                return range(3)
+        def path(self, unit):           return self.folder / f"square{unit}.pkl"
+        def identity(self, unit):       return {"number": unit}       what the content depends on
+        def work(self, unit):           return {"square": unit**2}    what is written
+
+    done, kept = run(Squares(), Shard.parse("1/2"))
+"""
 
 from __future__ import annotations
 
-import itertools
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
-
-from analysis.base.errors import UserError
+from analysis.base.processes import Shard
 from analysis.base.progress import bar
-from analysis.base.seeds import fingerprint
-from analysis.engine.prefix_tree import PrefixTree
-from analysis.engine.request import Counters, Reading, Request
-from analysis.experiments.ahead import Ahead
-from analysis.experiments.study import Study, log
+from analysis.experiments.workload import Work
 from analysis.results.claims import claim, describe, lock_file
-from analysis.results.store import Stamp, Store, UnitKey, finished, stamp, still_needed, write
-from configs.settings import as_plain
+from analysis.results.store import Stamp, finished, stamp, still_needed, write
 
-Work = Callable[[UnitKey], dict[str, Any]]
+log = logging.getLogger(__name__)
 
-
-def unit_identity(study: Study, key: UnitKey, names: Sequence[str], **more: Any) -> dict[str, Any]:
-    """Return what a unit depends on: the preparation, the prompts, and the settings ``names``."""
-    plain = as_plain(study.settings)
-    imported = study.imported(key.layer, key.axis)
-    return {
-        **({"imported": imported} if imported else {}),
-        "preparation": fingerprint(dict(study.identity)),
-        "prompts": fingerprint(asdict(study.prompts)),
-        "axis": key.axis,
-        "layer": key.layer,
-        "exp": key.exp,
-        "levels": key.levels,
-        **{name: plain[name] for name in names},
-        **more,
-    }
+ALL = Shard()
+Unit = TypeVar("Unit", bound=Hashable)
+Left = dict[Path, Stamp | None]
+"""Files of a unit that are not finished, with what tells whether another process has written them since."""
 
 
-def unit_keys(
-    kind: str, study: Study, axes: Iterable[str], layers: Iterable[int], exps: Iterable[int]
-) -> list[UnitKey]:
-    """Return all units of a grid, after checking that each axis and its levels exist at each layer.
+class Stage(ABC, Generic[Unit]):
+    """One kind of work; see the module's docstring, and OneFile for units that write one file each."""
 
-    Raises:
-        UserError: an axis is not there, or all trial sentences are on one side of its threshold.
+    name: ClassVar[str]
+    """In bars, logs and --dry_run."""
+    waits: ClassVar[bool] = False
+    """Whether a run ends only when the units that other processes are doing are finished, too, because what
+    comes next reads them; if not, they are left to those processes."""
+
+    # ------------------------------------------------------------ what there is to do
+
+    @abstractmethod
+    def units(self) -> Sequence[Unit]:
+        """Return the whole grid, in the order of the work; no file of a unit is read for it."""
+
+    def share(self, shard: Shard) -> list[Unit]:
+        """Return the units of one of several jobs; a unit and those that it needs are in the same share."""
+        return shard.take(self.units())
+
+    def needs(self, unit: Unit) -> Collection[Unit]:
+        """Return the units that must be finished before this one."""
+        return ()
+
+    @abstractmethod
+    def place(self, unit: Unit) -> Path:
+        """Return what is claimed while the unit is done."""
+
+    @abstractmethod
+    def files(self, unit: Unit) -> Mapping[Path, Mapping[str, Any]]:
+        """Return what the unit writes: file -> what its content depends on."""
+
+    def title(self, unit: Unit) -> str:
+        """Return the unit in words, for the bar."""
+        return f"{self.name} {unit}"
+
+    # ------------------------------------------------------------ doing it
+
+    def check(self, units: Sequence[Unit]) -> None:
+        """Raise UserError if ``units``, the share of this run, make no sense; comes before all else."""
+
+    def adopt(self, units: Sequence[Unit]) -> None:
+        """Take over what an earlier version of the program wrote of ``units`` in another form."""
+
+    def begin(self) -> None:
+        """Load what the work needs, and raise UserError if it cannot be done; called only if some is left."""
+
+    def soon(self, unit: Unit, following: Unit | None) -> None:
+        """Be told that ``unit`` comes now, and ``following`` after it."""
+
+    @abstractmethod
+    def do(self, unit: Unit, missing: Collection[Path]) -> None:
+        """Do a unit and write those of its files that are ``missing``."""
+
+    # ------------------------------------------------------------ for --dry_run
+
+    @abstractmethod
+    def expected(self, unit: Unit) -> Work:
+        """Return what a unit takes, without loading a model."""
+
+    def alike(self, unit: Unit) -> tuple[Any, ...]:
+        """Return what the size of a unit depends on, the experiment first."""
+        return (0,)
+
+    def on_disk(self, unit: Unit) -> bool:
+        """Return whether the files of a unit are there; they are not read."""
+        return all(path.exists() for path in self.files(unit))
+
+    def timed(self) -> list[Path] | None:
+        """Return finished files that tell how long a unit takes; None where the time is not worth a word."""
+        return None
+
+
+class OneFile(Stage[Unit]):
+    """A stage whose units write one file each."""
+
+    @abstractmethod
+    def path(self, unit: Unit) -> Path:
+        """Return the unit's file."""
+
+    @abstractmethod
+    def identity(self, unit: Unit) -> dict[str, Any]:
+        """Return what the unit depends on: a file that says otherwise is never taken for it."""
+
+    @abstractmethod
+    def work(self, unit: Unit) -> dict[str, Any]:
+        """Do a unit and return its record."""
+
+    def about(self) -> Mapping[str, Any]:
+        """Return further meta data; called after ``begin``."""
+        return {}
+
+    def place(self, unit: Unit) -> Path:
+        """Return the unit's file."""
+        return self.path(unit)
+
+    def files(self, unit: Unit) -> Mapping[Path, Mapping[str, Any]]:
+        """Return the unit's file and identity."""
+        return {self.path(unit): self.identity(unit)}
+
+    def do(self, unit: Unit, missing: Collection[Path]) -> None:
+        """Do a unit and write its record, with the seconds it took."""
+        start = time.perf_counter()
+        record = self.work(unit)
+        seconds = time.perf_counter() - start
+        write(self.path(unit), {**record, "seconds": seconds}, self.identity(unit), **self.about())
+
+    def on_disk(self, unit: Unit) -> bool:
+        """Return whether the unit's file is there."""
+        return self.path(unit).exists()
+
+    def timed(self) -> list[Path] | None:
+        """Return the files that are there."""
+        return [path for path in map(self.path, self.units()) if path.exists()]
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def unfinished(stage: Stage[Unit], units: Iterable[Unit], overwrite: bool = False) -> dict[Unit, Left]:
+    """Return the units that are left, in order; a file that was made with other settings is an error.
+
+    The files of ``units`` are read one after the other, those of other units are not.
     """
-    axes, layers, exps, levels = list(axes), list(layers), list(exps), study.settings.levels
-    for layer, axis, n in itertools.product(layers, axes, levels):
-        _check_both_sides(study.labels(layer, axis, n)[study.trial_rows] >= n / 2, axis, layer)
-    grid = itertools.product(levels, layers, axes, exps)
-    return [UnitKey(kind, axis, layer, exp, n) for n, layer, axis, exp in grid]
+    found = {}
+    for unit in units:
+        files = stage.files(unit)
+        stamps = {path: stamp(path) for path in files}  # before the look: what is written after it counts
+        left = {path: stamps[path] for path in files if not finished(path, files[path], overwrite)}
+        if left:
+            found[unit] = left
+    return found
 
 
-def _check_both_sides(upper: np.ndarray, axis: str, layer: int) -> None:
-    if upper.all() or not upper.any():
-        raise UserError(
-            f"all {len(upper)} trial sentences are on one side of the threshold of axis {axis!r}, layer "
-            f"{layer}: there is nothing to tell apart; take another axis, threshold: median, or more trial "
-            "sentences (n_trial), with --config"
-        )
-
-
-def unfinished(
-    store: Store, keys: Iterable[UnitKey], identity: Callable[[UnitKey], dict[str, Any]], overwrite: bool
-) -> dict[UnitKey, Stamp | None]:
-    """Return the units to do and the stamps of their files; one made with other settings is an error."""
-    paths = {key: store.unit(key) for key in keys}
-    stamps = {key: stamp(path) for key, path in paths.items()}
-    return {key: stamps[key] for key in paths if not finished(paths[key], identity(key), overwrite)}
-
-
-def run_units(
-    store: Store,
-    keys: Mapping[UnitKey, Stamp | None],
-    identity: Callable[[UnitKey], dict[str, Any]],
-    work: Work,
-    about: Mapping[str, Any],
-    ahead: Ahead[Any] | None = None,
-) -> int:
-    """Do each unit and write its file; a killed run loses the current unit at most.
+def run(stage: Stage[Unit], shard: Shard = ALL, overwrite: bool = False) -> tuple[int, int]:
+    """Do what is left of a share of the stage; a killed run loses the current unit at most.
 
     Units that other processes are doing are left to them, and looked at again as long as that yields any.
 
     Args:
-        store: where the files go.
-        keys: what :func:`unfinished` returned, in the order of the work.
-        identity: of a unit.
-        work: returns the record of a unit.
-        about: further meta data.
-        ahead: is told the next unit before the work on one begins.
+        stage: see Stage.
+        shard: which units to do.
+        overwrite: redo what exists.
 
     Returns:
-        Units done here.
+        Units done here; the other ones of this share, which are on disk or being done by other processes.
+
+    Raises:
+        UserError: a unit cannot be done, or its file was made with other settings.
     """
+    mine = stage.share(shard)
+    stage.check(mine)
+    if not overwrite:
+        stage.adopt(mine)
+    left = unfinished(stage, mine, overwrite)
+    done = 0
+    if left:
+        stage.begin()
+        done = _do_all(stage, left)
+    return done, len(mine) - done
 
-    def do(key: UnitKey) -> bool:
-        path = store.unit(key)
-        if not still_needed(path, identity(key), keys[key]):
-            return False  # another process did it meanwhile
-        start = time.perf_counter()
-        record = work(key)
-        seconds = time.perf_counter() - start
-        write(path, {**record, "seconds": seconds}, identity(key), **about)
-        return True
 
-    done, left, before = 0, list(keys), len(keys) + 1
-    with bar(total=len(left), desc="units", unit="unit") as shown:
-        while 0 < len(left) < before:
-            before, busy = len(left), []
-            for key, following in zip(left, [*left[1:], None], strict=True):
-                shown.set_description(f"{key.kind} {key.axis} layer {key.layer} exp {key.exp}", refresh=False)
-                with claim(store.unit(key)) as mine:
+def _do_all(stage: Stage[Unit], left: Mapping[Unit, Left]) -> int:
+    """Do the units ``left`` one by one, round after round; return how many were done here."""
+    done, queue, unmet = 0, list(left), set(left)
+    patient = False  # whether to wait for the first unit that another process has
+    with bar(total=len(queue), desc=stage.name, unit="unit") as shown:
+        while queue:
+            later: list[Unit] = []
+            for unit, following in zip(queue, [*queue[1:], None], strict=True):
+                shown.set_description(stage.title(unit), refresh=False)
+                if any(need in unmet for need in stage.needs(unit)):
+                    later.append(unit)
+                    continue
+                with claim(stage.place(unit), wait=patient) as mine:
                     if mine:
-                        if ahead is not None:
-                            ahead.keep(key, following)
-                        done += do(key)
+                        stage.soon(unit, following)
+                        done += _do(stage, unit, left[unit])
+                        patient = False
+                        unmet.discard(unit)
                         shown.update()
                     else:
-                        busy.append(key)
-            left = busy
-    _tell(store, done, len(keys) - done - len(left), left)
+                        later.append(unit)
+            if len(later) == len(queue):
+                if not stage.waits:
+                    break
+                if all(unmet.intersection(stage.needs(unit)) for unit in queue):
+                    raise ValueError(f"units of {stage.name} need each other: {queue[0]}")
+                patient = True
+            queue = later
+    _tell(stage, done, len(left) - done - len(queue), queue)
     return done
 
 
-def _tell(store: Store, done: int, others: int, busy: Sequence[UnitKey]) -> None:
+def _do(stage: Stage[Unit], unit: Unit, left: Left) -> bool:
+    """Do a claimed unit, unless another process did it since it was found to be left."""
+    files = stage.files(unit)
+    missing = [path for path, before in left.items() if still_needed(path, files[path], before)]
+    if missing:
+        stage.do(unit, missing)
+    return bool(missing)
+
+
+def _tell(stage: Stage[Unit], done: int, others: int, busy: Sequence[Unit]) -> None:
     if not busy:
-        log.info("%d units done here, %d meanwhile by other processes", done, others)
+        log.info("%s: %d units done here, %d meanwhile by other processes", stage.name, done, others)
         return
     log.warning(
-        "%d units done here, %d meanwhile by other processes, %d are being done by other processes (such as "
-        "%s): the grid is complete when they are through; if one stops, run the same command again",
-        done, others, len(busy), describe(lock_file(store.unit(busy[0]))),
+        "%s: %d units done here, %d meanwhile by other processes, %d are being done by other processes (such "
+        "as %s): the grid is complete when they are through; if one stops, run the same command again",
+        stage.name, done, others, len(busy), describe(lock_file(stage.place(busy[0]))),
     )  # fmt: skip
-
-
-def read_counted(
-    tree: PrefixTree, requests: Sequence[Request], layers: Sequence[int], answers: Sequence[int] = ()
-) -> tuple[list[Reading], dict[str, int]]:
-    """Run the engine with a bar over tokens; return the readings and the tokens forwarded."""
-    before = Counters(**asdict(tree.total))
-    with bar(unit="token", unit_scale=True, leave=False) as shown:
-        readings = tree.read(requests, layers, answers, shown.update, partial(setattr, shown, "total"))
-    after = asdict(tree.total)
-    return readings, {name: after[name] - count for name, count in asdict(before).items()}
-
-
-def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest n in 0..most with ``fits(n)``, -1 if none; ``fits`` is monotonic."""
-    low, high = -1, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def check_fits(lengths: Sequence[Callable[[int], int]], most: int, limit: int | None) -> None:
-    """Raise UserError if a prompt with ``most`` examples is longer than the model's context.
-
-    Args:
-        lengths: per experiment, the tokens of the longest prompt with n examples.
-        most: examples wanted.
-        limit: the model's context in tokens, None if unknown.
-    """
-    longest = max((length(most) for length in lengths), default=0)
-    if limit is None or longest <= limit:
-        return
-    fits = min(largest_that_fits(lambda n, of=of: of(n) <= limit, most) for of in lengths)
-    advice = (
-        f"at most {fits} examples fit (set --n_train, or shots / report_examples with --config)"
-        if fits > 0
-        else "not even one example fits"
-    )
-    raise UserError(
-        f"the longest prompt needs {longest} tokens, but the model's context has {limit}: {advice}; or take "
-        "a model with a longer context"
-    )

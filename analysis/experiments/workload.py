@@ -1,9 +1,8 @@
 """What a run will take, before any weight is loaded: tokens, floating-point operations, memory.
 
     shape = load_shape("smollm2")
-    texts = load_texts("smollm2", "commonsense", settings, load_tokenizer("smollm2"), token_budget=512)
-    unit = control_work(texts, shape, range(6))
-    print(describe("smollm2", shape, [Stage("control", unit, to_do=6)], "float32", 512))
+    unit = work_of(requests, shape.n_layers, token_budget=512)         # of one unit
+    print(describe("smollm2", shape, [Planned("control", unit, to_do=6)], "float32", 512))
 
 Prompts are built and tokenized as the run does it, so the tokens of what is measured are exact; replies are
 counted at their longest. Memory is a bound for tensors: the libraries' own (about 0.5 GiB for CUDA) is extra.
@@ -11,27 +10,22 @@ counted at their longest. Memory is a bound for tensors: the libraries' own (abo
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
 from analysis.engine.plan import make_plan
-from analysis.engine.replies import HELD_BACK, Sampling
+from analysis.engine.replies import HELD_BACK
 from analysis.engine.request import Request
+from analysis.engine.steering import Interventions
 from analysis.engine.trie import build_trie
-from analysis.experiments.preparation import BYTES_AT_ONCE
-from analysis.experiments.trials import axis_turns, control_trials, control_turns, draw_order, report_turns
 from analysis.models.shape import Shape
-from analysis.process_prompts import Prompter, Prompts, load_prompts
-from configs.settings import ACTIVE, Settings
-from data.load import Split, load_dataset
-from utils import model_name
 
-MEASURED = 3  # experiments whose prompts are built to learn what one unit takes; units differ a little
+MEASURED = 3
+"""Experiments whose prompts are built to learn what one unit takes; units differ a little."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,8 @@ _PEAKS = ("slots", "states", "answers", "writers", "longest")
 
 def work_of(requests: Sequence[Request], n_layers: int, token_budget: int) -> Work:
     """Count what one call of PrefixTree.read, which reads ``n_layers`` layers, forwards and keeps."""
-    trie = build_trie([request.ids for request in requests])
+    steering = Interventions(nn.ModuleList(), [(request.steering, len(request.ids)) for request in requests])
+    trie = build_trie([request.ids for request in requests], steering.prompts)
     length = [len(request.ids) for request in requests]
     most = {b: request.reply.max_new_tokens for b, request in enumerate(requests) if request.reply}
     at = [[*request.logits_at, *([-1] if request.reply else [])] for request in requests]
@@ -127,81 +122,8 @@ def memory(shape: Shape, work: Work, dtype: str, token_budget: int, on_cpu: bool
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Real sentences in a model's real prompts."""
-
-    settings: Settings
-    prompts: Prompts
-    prompter: Prompter
-    split: Split
-    token_budget: int
-
-    def drawn(self, exp: int, length: int) -> tuple[list[str], np.ndarray]:
-        """Return the sentences of an experiment with the dataset's labels: tokens are the same for any."""
-        rows = draw_order(self.settings.seed, exp, self.split.trial_rows, length)
-        return [self.split.dataset.sentences[row] for row in rows], self.split.dataset.labels[rows]
-
-
-def load_texts(
-    model: str, dataset: str, settings: Settings, tokenizer: PreTrainedTokenizerBase, token_budget: int
-) -> Texts:
-    """Read the dataset and the prompts for ``model``, the one that reads; bad ones raise UserError."""
-    split = load_dataset(dataset, settings.seed, settings.n_axis, settings.n_trial).compact()
-    return Texts(settings, load_prompts(dataset), Prompter(tokenizer, model_name(model)), split, token_budget)
-
-
-def preparation_work(texts: Texts, shape: Shape, method: str = "pcascore") -> Work:
-    """Return the work of the whole preparation; ``each`` takes several passes, all counted in full."""
-    turns = (axis_turns(texts.prompts, sentence) for sentence in texts.split.dataset.sentences)
-    requests = [Request(e.ids, e.spans) for e in map(texts.prompter.encode, turns)]
-    if method != "each":
-        return work_of(requests, shape.n_layers, texts.token_budget)
-    requests = [Request(r.ids, [(t, t + 1) for t in range(*r.spans[0])]) for r in requests]
-    spans = sum(len(request.spans) for request in requests)
-    at_once = min(shape.n_layers, max(1, BYTES_AT_ONCE // (spans * shape.hidden * 4)))
-    return work_of(requests, at_once, texts.token_budget) * -(-shape.n_layers // at_once)
-
-
-def control_work(texts: Texts, shape: Shape, exps: Sequence[int]) -> Work:
-    """Return the work of one control unit: the mean over the first experiments and all ``levels``."""
-    return _mean_unit(texts, control_requests, exps, shape.n_layers)
-
-
-def report_work(texts: Texts, exps: Sequence[int]) -> Work:
-    """Return the work of one report unit: the mean over the first experiments and all ``levels``."""
-    return _mean_unit(texts, report_requests, exps, 0)
-
-
-def control_requests(texts: Texts, exp: int, levels: int = 2) -> list[Request]:
-    """Return the requests of one control unit."""
-    settings = texts.settings
-    sentences, labels = texts.drawn(exp, settings.shots[-1] + 1)
-    requests = []
-    for trial in control_trials(settings.shots, settings.modes, levels):
-        turns = control_turns(trial, texts.prompts, sentences, labels)
-        reply = Sampling(settings.max_new_tokens) if trial.mode == ACTIVE else None
-        encoded = texts.prompter.encode(turns, reply=reply is not None)
-        requests.append(Request(encoded.ids, encoded.spans, reply=reply))
-    return requests
-
-
-def report_requests(texts: Texts, exp: int, levels: int = 2) -> list[Request]:
-    """Return the requests of one report unit."""
-    sentences, labels = texts.drawn(exp, texts.settings.report_examples)
-    turns = (report_turns(texts.prompts, sentences, labels, flip, levels) for flip in (False, True))
-    encoded = map(texts.prompter.encode, turns)
-    return [Request(e.ids, logits_at=[place - 1 for place in e.labels]) for e in encoded]
-
-
-def _mean_unit(texts: Texts, make: Callable[..., list[Request]], exps: Sequence[int], n_layers: int) -> Work:
-    units = list(itertools.product(exps[:MEASURED], texts.settings.levels))
-    works = (work_of(make(texts, *unit), n_layers, texts.token_budget) for unit in units)
-    return sum(works, Work()) * (1 / max(1, len(units)))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Units of one kind; ``unit`` is the work of one."""
+class Planned:
+    """Units of one stage; ``unit`` is the work of one."""
 
     name: str
     unit: Work
@@ -214,7 +136,7 @@ _HEAD = "".join(f"{name:>{width}}" for name, width in ({**_WIDTHS, "replies": 14
 
 
 def describe(
-    model: str, shape: Shape, stages: Sequence[Stage], dtype: str, token_budget: int, on_cpu: bool = False
+    model: str, shape: Shape, stages: Sequence[Planned], dtype: str, token_budget: int, on_cpu: bool = False
 ) -> str:
     """Return lines for the terminal: ``model`` does all ``stages``, one after the other; see run_sizes."""
     work = sum((stage.unit * stage.to_do for stage in stages), Work())
@@ -236,7 +158,7 @@ def describe(
     return "\n".join(lines)
 
 
-def _line(shape: Shape, stage: Stage) -> str:
+def _line(shape: Shape, stage: Planned) -> str:
     work = stage.unit * stage.to_do
     saved = f"{work.plain / work.tokens:.1f} x" if work.tokens else "-"
     counts = f"{stage.to_do:9,}{stage.on_disk:9,}{stage.unit.tokens:13,}{work.tokens:16,}{work.plain:16,}"

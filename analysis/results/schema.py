@@ -477,8 +477,8 @@ class LoopUnit(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalExperiment:
-    """One experiment of a causal report."""
+class CausalAnswers:
+    """What one experiment of a causal report holds."""
 
     rows: Int[np.ndarray, " M"]
     """Rows of the split: N examples, then J test sentences."""
@@ -488,10 +488,57 @@ class CausalExperiment:
     """Logit of digit 1 minus that of digit 0: arm, mapping (label 1 is +v, or -v), test sentence, sign of the
     push; the arms are ``target``, ``random``, ``random_norm``, ``shuffled``, ``query_only``, ``clean``."""
 
+    def whole(self) -> Iterator[tuple[object, str]]:
+        """Labels are 0 and 1, logits finite."""
+        yield np.isin(self.labels, (0, 1)).all(), "labels are not 0 and 1"
+        yield len(self.rows) == len(self.labels) + self.lean.shape[2], "rows do not fit labels and lean"
+        yield _within(self.rows, 0, MOST), "rows are out of range"
+        yield np.isfinite(self.lean).all(), "lean is not finite"
+
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringExperiment:
-    """One experiment of a steering curve."""
+class CausalExperiment(CausalAnswers, Record):
+    """Causal report: one experiment on one axis of one layer."""
+
+    tokens: dict[str, int] | None = None
+    """As in a control unit."""
+    seconds: float | None = None
+    """Time that the experiment took."""
+
+    @staticmethod
+    def known(meta: Mapping[str, Any]) -> dict[str, int | None]:
+        """Return the sizes that the settings tell."""
+        identity = meta["identity"]
+        tests = 1 if identity.get("repeat_sentence") is True else number(identity, "n_test")
+        return {"N": number(identity, "n_examples"), "J": tests}
+
+    def rules(self, parts: Parts) -> Iterator[tuple[object, str]]:
+        """See CausalAnswers."""
+        return self.whole()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalStudy(Record):
+    """Causal report of an earlier version: all experiments on one axis of one layer, taken over by a run."""
+
+    experiments: list[CausalAnswers]
+    """In order."""
+
+    @staticmethod
+    def known(meta: Mapping[str, Any]) -> dict[str, int | None]:
+        """Return the sizes that the settings tell."""
+        return CausalExperiment.known(meta)
+
+    def rules(self, parts: Parts) -> Iterator[tuple[object, str]]:
+        """Every experiment is whole."""
+        yield self.experiments, "it has no experiments"
+        for one in self.experiments:
+            yield from one.whole()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringAnswers:
+    """What one experiment of a steering curve holds."""
 
     rows: Int[np.ndarray, " M"]
     """Rows of the split: the examples, then J test sentences."""
@@ -503,37 +550,24 @@ class SteeringExperiment:
     lean: Float[np.ndarray, "2 J Q"]
     """Logit of the digit that stands for the upper half minus that of the other."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class CausalStudy(Record):
-    """Causal report: all experiments on one axis of one layer."""
-
-    experiments: list[CausalExperiment]
-    """In order; more are added by a run that asks for more."""
-
-    @staticmethod
-    def known(meta: Mapping[str, Any]) -> dict[str, int | None]:
-        """Return the sizes that the settings tell."""
-        identity = meta["identity"]
-        tests = 1 if identity.get("repeat_sentence") is True else number(identity, "n_test")
-        return {"N": number(identity, "n_examples"), "J": tests}
-
-    def rules(self, parts: Parts) -> Iterator[tuple[object, str]]:
-        """Labels are 0 and 1, logits finite."""
-        yield self.experiments, "it has no experiments"
-        for one in self.experiments:
-            yield np.isin(one.labels, (0, 1)).all(), "labels are not 0 and 1"
-            yield len(one.rows) == len(one.labels) + one.lean.shape[2], "rows do not fit labels and lean"
-            yield _within(one.rows, 0, MOST), "rows are out of range"
-            yield np.isfinite(one.lean).all(), "lean is not finite"
+    def whole(self) -> Iterator[tuple[object, str]]:
+        """Logits are finite, scores as well where there is an axis."""
+        yield _within(self.rows, 0, MOST), "rows are out of range"
+        yield np.isfinite(self.lean).all(), "lean is not finite"
+        for name in ("measured", "in_report"):
+            scores = getattr(self, name)
+            yield _finite_or_nan(scores), f"{name} holds infinity"
+            yield np.isfinite(scores[..., 0]).all(), f"{name} lacks scores of the pushed layer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringStudy(Record):
-    """Steering curve: all experiments on one axis of one layer."""
+class SteeringExperiment(SteeringAnswers, Record):
+    """Steering curve: one experiment on one axis of one layer."""
 
-    experiments: list[SteeringExperiment]
-    """In order; more are added by a run that asks for more."""
+    tokens: dict[str, int] | None = None
+    """As in a control unit."""
+    seconds: float | None = None
+    """Time that the experiment took."""
 
     @staticmethod
     def known(meta: Mapping[str, Any]) -> dict[str, int | None]:
@@ -545,17 +579,27 @@ class SteeringStudy(Record):
         return {"J": tests, "Q": len(alphas) if isinstance(alphas, (list, tuple)) else None, "M": whole}
 
     def rules(self, parts: Parts) -> Iterator[tuple[object, str]]:
-        """Logits are finite, scores as well where there is an axis."""
+        """See SteeringAnswers."""
+        return self.whole()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringStudy(Record):
+    """Steering curve of an earlier version: all experiments on one axis of one layer, taken over by a run."""
+
+    experiments: list[SteeringAnswers]
+    """In order."""
+
+    @staticmethod
+    def known(meta: Mapping[str, Any]) -> dict[str, int | None]:
+        """Return the sizes that the settings tell."""
+        return SteeringExperiment.known(meta)
+
+    def rules(self, parts: Parts) -> Iterator[tuple[object, str]]:
+        """Every experiment is whole."""
         yield self.experiments, "it has no experiments"
         for one in self.experiments:
-            yield _within(one.rows, 0, MOST), "rows are out of range"
-            yield np.isfinite(one.lean).all(), "lean is not finite"
-            for name in ("measured", "in_report"):
-                yield _finite_or_nan(getattr(one, name)), f"{name} holds infinity"
-                yield (
-                    np.isfinite(getattr(one, name)[..., 0]).all(),
-                    f"{name} lacks scores of the pushed layer",
-                )
+            yield from one.whole()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -655,6 +699,9 @@ class Kind:
 
 
 _STEERED = {"axis": "--axis", "layer": "--layer", "n_examples": "--n_examples", "n_test": "--n_test"}
+_CAUSAL = {**_STEERED, "alpha": "--alpha"}
+_REPEATED = {**_CAUSAL, "repeat_sentence": "--repeat_sentence"}
+_CURVE = {**_STEERED, "alphas": "--alphas"}
 _LOOP = {
     "axis": "--axes", "layer": "--layer", "levels": "--levels", "turns": "--loop", "arms": "--loop_arms",
     "loop_mode": "--loop_mode", "examples": "--loop_examples",
@@ -672,6 +719,17 @@ UNIT_KINDS = {
     CONTROL: _units(CONTROL, "control", ControlUnit, "main_imitexp.py", "shots"),
     REPORT: _units(REPORT, "report", ReportUnit, "main_predexp.py", "report_examples"),
 }
+
+
+def _steered(name: str, stem: str, record: type[Record], flags: Mapping[str, str]) -> Kind:
+    """Return a kind of the causal studies; an earlier version had all experiments of a layer in one file."""
+    script = "-m tasks.steering_curve" if stem == "steering" else "-m tasks.causal_report"
+    if record in (CausalStudy, SteeringStudy):
+        return Kind(name, rf"study_{stem}_{_AXIS}\.pkl", record, script, flags, "--n_experiments")
+    pattern = rf"study_{stem}_{_EXP}_{_AXIS}\.pkl"
+    return Kind(name, pattern, record, script, flags, "--n_experiments", from_first=True)
+
+
 KINDS: tuple[Kind, ...] = (
     Kind("split", r"split\.pkl", Split),
     Kind("hidden", rf"hidden(_(?P<method>mean|last))?_layer(?P<layer>{_NUMBER})\.pkl", Hidden),
@@ -692,19 +750,12 @@ KINDS: tuple[Kind, ...] = (
         "evasion", rf"study_evasion_{_EXP}_{_AXIS}\.pkl", EvasionExperiment, "-m tasks.evasion",
         {**_STEERED, "layers": "--layers", "n_written": "--n_written"}, "--n_experiments", from_first=True,
     ),
-    Kind(
-        "causal report, one sentence", rf"study_causal_repeated_{_AXIS}\.pkl", CausalStudy,
-        "-m tasks.causal_report", {**_STEERED, "alpha": "--alpha", "repeat_sentence": "--repeat_sentence"},
-        "--n_experiments",
-    ),
-    Kind(
-        "causal report", rf"study_causal_{_AXIS}\.pkl", CausalStudy,
-        "-m tasks.causal_report", {**_STEERED, "alpha": "--alpha"}, "--n_experiments",
-    ),
-    Kind(
-        "steering curve", rf"study_steering_{_AXIS}\.pkl", SteeringStudy,
-        "-m tasks.steering_curve", {**_STEERED, "alphas": "--alphas"}, "--n_experiments",
-    ),
+    _steered("causal report, one sentence", "causal_repeated", CausalExperiment, _REPEATED),
+    _steered("causal report", "causal", CausalExperiment, _CAUSAL),
+    _steered("steering curve", "steering", SteeringExperiment, _CURVE),
+    _steered("causal report, one sentence, in one file", "causal_repeated", CausalStudy, _REPEATED),
+    _steered("causal report, in one file", "causal", CausalStudy, _CAUSAL),
+    _steered("steering curve, in one file", "steering", SteeringStudy, _CURVE),
 )  # fmt: skip
 """All kinds; a name belongs to the first one whose pattern it has."""
 

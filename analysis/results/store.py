@@ -7,7 +7,7 @@
                               imit_<axis>_layer<l>_exp<e>.pkl control, one unit of work
                               pred_<axis>_layer<l>_exp<e>.pkl report, one unit of work
                               (..._layer<l>_levels<n>_exp<e>.pkl with more than two labels)
-                              study_<name>_<axis>_layer<l>.pkl a study of tasks/
+                              study_<name>_exp<e>_<axis>_layer<l>.pkl   an experiment of a study
                               <file>.corrupt                  a damaged file that was redone
                               <file>.lock                     being done, see analysis/results/claims.py
                               figures/*.png  report.html
@@ -51,7 +51,7 @@ class UnitKey:
     """One unit of work: an experiment on one axis of one layer."""
 
     kind: str
-    """CONTROL or REPORT of analysis/results/schema.py."""
+    """CONTROL or REPORT of analysis/results/schema.py, or the name of a study."""
     axis: str
     layer: int
     exp: int

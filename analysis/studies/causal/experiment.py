@@ -14,26 +14,24 @@ Shape letters: N examples   J test sentences   Q strengths   R layers read   D h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from analysis.base.errors import UserError
-from analysis.base.progress import bar
-from analysis.base.seeds import fingerprint, generator
+from analysis.base.seeds import generator
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request
 from analysis.engine.steering import Steering
+from analysis.experiments.reading import read_counted
 from analysis.experiments.study import Study
 from analysis.experiments.trials import axis_turns, draw_order, mirrored
 from analysis.process_prompts import Encoded, Prompter, Prompts, Turn, shown_turn
-from analysis.results.claims import claim
-from analysis.results.store import finished, read, write
+from analysis.results.store import read
+from analysis.studies.causal.flags import CausalSizes, CurveSizes
 from configs.settings import CONFIG_DIR, read_yaml
-from utils import LoadedModel
 
 ARMS = ("target", "random", "random_norm", "shuffled", "query_only", "clean")
 """What is injected, and when:
@@ -56,43 +54,6 @@ Along = tuple[np.ndarray, float]
 """A unit direction (D,) and the training deviation along it."""
 
 
-@dataclass(frozen=True)
-class CausalSizes:
-    """Of a causal report."""
-
-    n_examples: int = 32
-    """Examples, half of them with label 1."""
-    n_test: int = 4
-    """Test sentences, each after the same examples."""
-    alpha: float = 4.0
-    """Strength of a push, in training deviations along the direction."""
-    repeat_sentence: bool = False
-    """One sentence is every example and the one test sentence."""
-
-    def __post_init__(self) -> None:
-        if self.n_examples < 2 or self.n_examples % 2:
-            raise UserError(f"{self.n_examples} examples: give an even number from 2, half get label 1")
-        if not (np.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha {self.alpha}: give a number above 0, both signs are pushed")
-
-
-@dataclass(frozen=True)
-class CurveSizes:
-    """Of a validation curve."""
-
-    n_examples: int = 32
-    """Examples with their true labels."""
-    n_test: int = 4
-    """Test sentences, each after the same examples."""
-    alphas: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
-    """(Q,) strengths in training deviations, 0 is no steering."""
-
-    def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.alphas, self.alphas[1:], strict=False))
-        if len(self.alphas) < 2 or not np.isfinite(self.alphas).all() or not rising or 0 not in self.alphas:
-            raise UserError(f"alphas {list(self.alphas)}: give two or more rising numbers, one of them 0")
-
-
 def load_causal_system() -> str:
     """Return the system text of configs/study_prompts.yml.
 
@@ -107,49 +68,6 @@ def load_causal_system() -> str:
     return text.strip()
 
 
-def study_identity(study: Study, axis: str, layer: int, sizes: CausalSizes | CurveSizes) -> dict[str, Any]:
-    """Return what an experiment of a study depends on; their number is not part of it."""
-    return {
-        "preparation": fingerprint(dict(study.identity)),
-        "prompts": fingerprint(asdict(study.prompts), load_causal_system()),
-        "axis": axis,
-        "layer": layer,
-        **asdict(sizes),
-    }
-
-
-def run_experiments(
-    path: Path,
-    identity: Mapping[str, Any],
-    n: int,
-    start: Callable[[], tuple[Callable[[int], dict[str, np.ndarray]], Mapping[str, Any]]],
-    overwrite: bool = False,
-) -> dict[str, np.ndarray]:
-    """Run the experiments that ``path`` lacks, writing it after each, and return the first ``n``.
-
-    Args:
-        path: of the study, see Store.study; a second process on it waits for the first.
-        identity: what an experiment depends on.
-        n: experiments wanted.
-        start: returns the work of one experiment and further meta data; called only if one is missing.
-        overwrite: redo what exists.
-
-    Returns:
-        Arrays (n, ...), by name.
-
-    Raises:
-        UserError: the file was made with other settings.
-    """
-    with claim(path, wait=True):
-        done = list(read(path, identity)["experiments"]) if finished(path, identity, overwrite) else []
-        if len(done) < n:
-            work, about = start()
-            for exp in bar(range(len(done), n), desc=path.stem, unit="experiment"):
-                done.append(work(exp))
-                write(path, {"experiments": done}, identity, **about)
-    return {name: np.stack([one[name] for one in done[:n]]) for name in done[0]}
-
-
 def labelled_turns(system: str, prompts: Prompts, sentences: Sequence[str], labels: Sequence) -> list[Turn]:
     """Return a conversation of sentences with their labels, every sentence and every label marked."""
     turns, before = [Turn("system", system)], prompts.shown.index("{sentence}")
@@ -160,15 +78,17 @@ def labelled_turns(system: str, prompts: Prompts, sentences: Sequence[str], labe
     return turns
 
 
-class _Study:
-    """What both studies share; ``lean`` is the logit of digit 1 minus that of digit 0."""
+class Steered:
+    """What both studies share; ``lean`` is the logit of digit 1 minus that of digit 0.
 
-    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int) -> None:
-        self.study, self.tree, self.axis, self.layer = study, tree, axis, layer
+    Prompts are built without a model; the engine is handed to what reads them.
+    """
+
+    def __init__(self, study: Study, prompter: Prompter, axis: str, layer: int) -> None:
+        self.study, self.prompter, self.axis, self.layer = study, prompter, axis, layer
         axes, k = study.axes(layer), study.axes(layer).index(axis)
         self.direction, self.scale, self.seed = axes.directions[k], float(axes.scales[k]), study.settings.seed
-        self.prompter = Prompter(lm.tokenizer, lm.name)
-        self.digits = self.prompter.answer_ids(study.prompts.shown, (0, 1))
+        self.digits = prompter.answer_ids(study.prompts.shown, (0, 1))
 
     def push(self, alpha: float, span: tuple[int, int], along: Along | None = None) -> list[Steering]:
         """Return what adds alpha * deviation * direction to the tokens of a span; nothing for alpha 0."""
@@ -181,22 +101,22 @@ class _Study:
         sentences = [self.study.sentences[row] for row in rows]
         return self.prompter.encode(labelled_turns(system, self.study.prompts, sentences, [*labels, 0]))
 
-    def read(self, requests: Sequence[Request], layers: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pooled states (B, R, D) of one span of each request, and lean (B,) at one position."""
-        readings = self.tree.read(requests, layers, self.digits)
+    def read(
+        self, tree: PrefixTree, requests: Sequence[Request], layers: Sequence[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """Return states (B, R, D) of one span of each request, lean (B,) at one position, and tokens."""
+        readings, tokens = read_counted(tree, requests, layers, self.digits)
         logits = np.concatenate([reading.logits for reading in readings])
         if not np.isfinite(logits).all():
             raise UserError("the logits are not finite: use --dtype bfloat16 or float32, or a smaller alpha")
-        return np.concatenate([reading.pooled for reading in readings]), logits[:, 1] - logits[:, 0]
+        return np.concatenate([reading.pooled for reading in readings]), logits[:, 1] - logits[:, 0], tokens
 
 
-class CausalReport(_Study):
+class CausalReport(Steered):
     """Runs experiments of the causal report."""
 
-    def __init__(
-        self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int, sizes: CausalSizes
-    ) -> None:
-        super().__init__(lm, study, tree, axis, layer)
+    def __init__(self, study: Study, prompter: Prompter, axis: str, layer: int, sizes: CausalSizes) -> None:
+        super().__init__(study, prompter, axis, layer)
         self.sizes, self.system = sizes, load_causal_system()
         hidden = read(study.store.hidden(layer), study.identity)["hidden"]
         self.fitting = hidden[study.axis_rows].astype(np.float64)  # (n_axis, D)
@@ -238,16 +158,21 @@ class CausalReport(_Study):
                         found.append(Request(one.ids, (), [one.labels[-1] - 1], steering=steering))
         return found
 
-    def unit(self, exp: int) -> dict[str, np.ndarray]:
+    def unit(self, tree: PrefixTree, exp: int) -> dict[str, Any]:
         """Run one experiment.
 
         Returns:
-            ``rows`` (N + J,), ``labels`` (N,), and ``lean`` (arms, 2 mappings, J, 2 signs) float32.
+            ``rows`` (N + J,), ``labels`` (N,), ``lean`` (arms, 2 mappings, J, 2 signs) float32, and
+            ``tokens`` forwarded.
         """
         rows, labels, _ = self.draw(exp)
-        _, lean = self.read(self.requests(exp))
+        _, lean, tokens = self.read(tree, self.requests(exp))
         shape = (len(ARMS), len(MAPPINGS), -1, len(SIGNS))
-        return {"rows": rows, "labels": labels, "lean": lean.reshape(shape)}
+        return {"rows": rows, "labels": labels, "lean": lean.reshape(shape), "tokens": tokens}
+
+    def works(self, exp: int) -> list[tuple[list[Request], int]]:
+        """Return the calls of the engine that an experiment takes, with the number of layers read."""
+        return [(self.requests(exp), 0)]
 
 
 def later_layers(layer: int, n_layers: int) -> list[int]:
@@ -255,47 +180,67 @@ def later_layers(layer: int, n_layers: int) -> list[int]:
     return sorted({round(at) for at in np.linspace(layer, n_layers - 1, 5)})
 
 
-class SteeringCurve(_Study):
+class SteeringCurve(Steered):
     """Runs experiments of the validation curve."""
 
-    def __init__(
-        self, lm: LoadedModel, study: Study, tree: PrefixTree, axis: str, layer: int, sizes: CurveSizes
-    ) -> None:
-        super().__init__(lm, study, tree, axis, layer)
+    def __init__(self, study: Study, prompter: Prompter, axis: str, layer: int, sizes: CurveSizes) -> None:
+        super().__init__(study, prompter, axis, layer)
         self.sizes = sizes
         self.layers_read = later_layers(layer, len(study.layers))
 
-    def unit(self, exp: int) -> dict[str, np.ndarray]:
-        """Run one experiment.
+    def rows(self, exp: int) -> np.ndarray:
+        """Return the rows (N + J,) of one experiment: the examples, then the test sentences."""
+        length = self.sizes.n_examples + self.sizes.n_test
+        return draw_order(self.seed, exp, self.study.trial_rows, length)
 
-        Returns:
-            ``rows`` (N + J,); ``measured`` (J, Q, R) scores of the test sentence in the measuring
-            conversation, and ``in_report`` (2 flips, J, Q, R) in the report prompt, NaN where a layer has no
-            such axis; ``lean`` (2 flips, J, Q) to the digit that stands for the upper half.
-        """
-        n, report = self.sizes.n_examples, self.study.prompts.system("report", 2)
-        rows = draw_order(self.seed, exp, self.study.trial_rows, n + self.sizes.n_test)
+    def requests(self, exp: int) -> tuple[list[Request], list[Request]]:
+        """Return the readings of the test sentences alone, and after the examples with either labels."""
+        n, report, rows = self.sizes.n_examples, self.study.prompts.system("report", 2), self.rows(exp)
         labels = self.study.labels(self.layer, self.axis)[rows[:n]]
         tests = [axis_turns(self.study.prompts, self.study.sentences[row]) for row in rows[n:]]
         shown = [
             self.conversation(report, [*rows[:n], row], mirrored(labels, 2) if flip else labels)
             for flip in FLIPS for row in rows[n:]
         ]  # fmt: skip
-        measured, _ = self._read([self.prompter.encode(turns) for turns in tests])
-        in_report, lean = self._read(shown)
+        alone = [self.prompter.encode(turns) for turns in tests]
+        return self.pushed(alone), self.pushed(shown)
+
+    def pushed(self, encoded: Sequence[Encoded]) -> list[Request]:
+        """Return every conversation with every strength."""
+        return [self.request(one, alpha) for one in encoded for alpha in self.sizes.alphas]
+
+    def unit(self, tree: PrefixTree, exp: int) -> dict[str, Any]:
+        """Run one experiment.
+
+        Returns:
+            ``rows`` (N + J,); ``measured`` (J, Q, R) scores of the test sentence in the measuring
+            conversation, and ``in_report`` (2 flips, J, Q, R) in the report prompt, NaN where a layer has no
+            such axis; ``lean`` (2 flips, J, Q) to the digit that stands for the upper half; ``tokens``
+            forwarded.
+        """
+        alone, shown = self.requests(exp)
+        measured, _, first = self.scored(tree, alone)
+        in_report, lean, second = self.scored(tree, shown)
         shape = (len(FLIPS), self.sizes.n_test, len(self.sizes.alphas))
         sides = np.array([-1 if flip else 1 for flip in FLIPS], np.float32)[:, None, None]
         return {
-            "rows": rows, "measured": measured.reshape(*shape[1:], -1),
+            "rows": self.rows(exp), "measured": measured.reshape(*shape[1:], -1),
             "in_report": in_report.reshape(*shape, -1), "lean": sides * lean.reshape(shape),
+            "tokens": {name: first[name] + second[name] for name in first},
         }  # fmt: skip
 
-    def _read(self, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (B * Q, R) of the last sentence of each, and lean (B * Q,) before its label."""
-        requests = [self.request(one, alpha) for one in encoded for alpha in self.sizes.alphas]
-        pooled, lean = self.read(requests, self.layers_read)
+    def works(self, exp: int) -> list[tuple[list[Request], int]]:
+        """Return the calls of the engine that an experiment takes, with the number of layers read."""
+        return [(requests, len(self.layers_read)) for requests in self.requests(exp)]
+
+    def scored(
+        self, tree: PrefixTree, requests: Sequence[Request]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """Return scores (B, R) of the last sentence of each, lean (B,) before its label, and tokens."""
+        pooled, lean, tokens = self.read(tree, requests, self.layers_read)
         axes = [self.study.axes(layer) for layer in self.layers_read]
-        return np.stack([one.score(pooled[:, r], self.axis) for r, one in enumerate(axes)], axis=1), lean
+        scores = np.stack([one.score(pooled[:, r], self.axis) for r, one in enumerate(axes)], axis=1)
+        return scores, lean, tokens
 
     def request(self, encoded: Encoded, alpha: float) -> Request:
         """Return one reading of a conversation whose last sentence is pushed."""

@@ -21,6 +21,7 @@ from analysis.figures.style import (
     last_point,
     styled,
 )
+from analysis.studies.causal.tables import ASSIGNMENTS
 
 PANELS = {
     "accuracy": ("accuracy", 0.5),
@@ -29,7 +30,7 @@ PANELS = {
     "pull": ("label favoured by\nthe push itself (d_z)", 0.0),
 }
 """Result -> label of its panel, and where its chance line stands."""
-DASHES = {"labels as is": (0, (4, 2)), "labels flipped": (0, (1, 1.5))}
+DASHES = dict(zip(ASSIGNMENTS, ((0, (4, 2)), (0, (1, 1.5))), strict=True))
 """Digit assignment -> how its line is dashed."""
 
 

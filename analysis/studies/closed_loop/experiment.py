@@ -2,8 +2,7 @@
 
 One unit is one experiment on one axis of one layer in one mode: every arm of the feedback, both targets, both
 label assignments, K turns each. Its conversations go on together in one cache. The arms ``yoked`` and
-``random`` show labels that the next experiment's true arm was shown, so experiments run from the last to the
-first, after a donor (true arm only) for the last.
+``random`` show labels that the next experiment's true arm was shown: see stage.py for the order of the work.
 
 Shape letters: B conversations of a unit   K turns   L layers   D hidden size
 """
@@ -16,7 +15,6 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,21 +22,19 @@ import numpy as np
 from analysis.axes.levels import level_cuts, to_levels
 from analysis.axes.names import ENSEMBLE
 from analysis.base.errors import UserError
-from analysis.base.seeds import fingerprint, generator
+from analysis.base.seeds import generator
 from analysis.engine.dialogues import Dialogues
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Reply, Sampling
 from analysis.experiments.score_text import before_score
 from analysis.experiments.study import Study
 from analysis.experiments.trials import copy_rate, draw_order, mirrored
-from analysis.experiments.units import unit_identity
 from analysis.process_prompts import Prompter
-from analysis.results.store import Store, UnitKey
+from analysis.results.store import UnitKey
 from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.prompts import NO_SCORE, Continued, load_loop_prompts
 from utils import LoadedModel
 
-_SETTINGS = ("max_new_tokens", "temperature")
 _SPARE = 8
 """Tokens that a repetition may be longer than its sentence."""
 
@@ -64,19 +60,6 @@ def loop_trials(arms: Sequence[str], levels: int) -> list[LoopTrial]:
     """Return the conversations of a unit: per arm, label assignments by targets."""
     grid = itertools.product(arms, (False, True), (0, levels - 1))
     return [LoopTrial(arm, flip, target, levels) for arm, flip, target in grid]
-
-
-def loop_path(store: Store, key: UnitKey, mode: str, donor: bool = False) -> Path:
-    """Return the file of a unit, or of the true arm alone that gives its labels to the last experiment."""
-    levels = "" if key.levels == 2 else f"levels{key.levels}_"
-    return store.study(f"loop_{mode}_{levels}{'donor' if donor else 'exp'}{key.exp}", key.axis, key.layer)
-
-
-def loop_identity(study: Study, key: UnitKey, mode: str, loop: Loop) -> dict[str, Any]:
-    """Return what a unit depends on."""
-    sizes = {"turns": loop.turns, "arms": list(loop.arms), "examples": loop.examples, "loop_mode": mode}
-    texts = fingerprint(asdict(load_loop_prompts()))
-    return unit_identity(study, key, _SETTINGS, loop_prompts=texts, **sizes)
 
 
 def normalised(text: str) -> str:
@@ -151,28 +134,13 @@ class Start:
     """Most tokens that one turn adds to a conversation."""
 
 
-class ClosedLoop:
-    """Runs units with one model."""
+class LoopTexts:
+    """Builds the conversations of units; no model is needed for it."""
 
-    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree, loop: Loop) -> None:
-        study.check_model(lm)
-        self.lm, self.study, self.tree, self.loop = lm, study, tree, loop
-        self.settings, self.prompts = study.settings, load_loop_prompts()
-        self.continued = Continued(Prompter(lm.tokenizer, lm.name))
-
-    def check(self, work: Iterable[tuple[str, UnitKey]]) -> None:
-        """Raise UserError before any work if sentences lack or a conversation could outgrow the context."""
-        different = {(mode, key.exp, key.levels): (mode, key) for mode, key in work}
-        for mode, key in different.values():
-            start, limit = self.start(key, mode, ("true",)), self.lm.max_positions
-            opening = max(map(len, start.openings))
-            most = opening + self.loop.turns * start.added
-            if limit is not None and most > limit:
-                raise UserError(
-                    f"{self.loop.turns} turns can need {most} tokens, but the model's context has {limit}: "
-                    f"at most {max(0, (limit - opening) // start.added)} turns fit (--loop), or use fewer "
-                    "--loop_examples"
-                )
+    def __init__(self, study: Study, prompter: Prompter, loop: Loop) -> None:
+        self.study, self.loop, self.settings = study, loop, study.settings
+        self.prompter, self.prompts = prompter, load_loop_prompts()
+        self.continued = Continued(prompter)
 
     def start(self, key: UnitKey, mode: str, arms: Sequence[str]) -> Start:
         """Return the openings of a unit: the same examples and first request in every arm."""
@@ -189,37 +157,9 @@ class ClosedLoop:
         added = self.longest_message(key.levels, sentence) + self.longest_reply(sentence)
         return Start(trials, rows, sentence, openings, added)
 
-    def unit(
-        self, key: UnitKey, mode: str, arms: Sequence[str], donor: np.ndarray | None = None
-    ) -> dict[str, Any]:
-        """Run one unit and return its record.
-
-        Args:
-            key: the unit.
-            mode: ``write`` or ``repeat``.
-            arms: of the feedback.
-            donor: see ``given_labels``.
-        """
-        start, last = self.start(key, mode, arms), self.loop.turns - 1
-        layers = self.study.layers if key.axis == ENSEMBLE else [key.layer]
-        room = len(start.trials) * self.loop.turns * start.added
-        talk = Dialogues(self.tree, start.openings, layers, room)
-        stream = (self.settings.seed, "loop", key.exp, key.layer, key.axis, mode)
-        given, cuts, turns = given_labels(start.trials, donor, last, *stream), label_cuts(self.study, key), []
-        for turn in range(self.loop.turns):
-            said = talk.write([self.sampling(key, mode, t, turn, start.sentence) for t in start.trials])
-            turns.append(self.measured(key, said, cuts, start.sentence))
-            if turn < last:
-                given[:, turn] = fed_back(start.trials, turns[-1]["label"], given[:, turn])
-                talk.add(self.messages(start, given[:, turn].tolist()))
-        return {
-            **trial_columns(start.trials),
-            **turn_columns(turns),
-            "shown": given,
-            "rows": start.rows,
-            "sentence": start.sentence or "",
-            "tokens": asdict(talk.tokens),
-        }
+    def layers(self, key: UnitKey) -> list[int]:
+        """Return the layers that the score of a unit is made of."""
+        return self.study.layers if key.axis == ENSEMBLE else [key.layer]
 
     def messages(self, start: Start, shown: Sequence[int]) -> list[np.ndarray]:
         """Return what every conversation is told after a turn, as token ids."""
@@ -238,7 +178,9 @@ class ClosedLoop:
         least = self.settings.max_new_tokens
         if sentence is None:
             return least
-        return max(least, len(self.lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]) + _SPARE)
+        return max(
+            least, len(self.prompter.tokenizer(sentence, add_special_tokens=False)["input_ids"]) + _SPARE
+        )
 
     def sampling(
         self, key: UnitKey, mode: str, trial: LoopTrial, turn: int, sentence: str | None
@@ -247,6 +189,61 @@ class ClosedLoop:
         words = zlib.crc32(key.axis.encode()), zlib.crc32(mode.encode())
         seed = (self.settings.seed, key.exp, key.layer, *words, int(trial.flip), trial.target, turn)
         return Sampling(self.longest_reply(sentence), self.settings.temperature, seed, before_score)
+
+
+class ClosedLoop(LoopTexts):
+    """Runs units with one model."""
+
+    def __init__(self, lm: LoadedModel, study: Study, tree: PrefixTree, loop: Loop) -> None:
+        study.check_model(lm)
+        super().__init__(study, Prompter(lm.tokenizer, lm.name), loop)
+        self.lm, self.tree = lm, tree
+
+    def check(self, work: Iterable[tuple[str, UnitKey]]) -> None:
+        """Raise UserError before any work if sentences lack or a conversation could outgrow the context."""
+        different = {(mode, key.exp, key.levels): (mode, key) for mode, key in work}
+        for mode, key in different.values():
+            start, limit = self.start(key, mode, ("true",)), self.lm.max_positions
+            opening = max(map(len, start.openings))
+            most = opening + self.loop.turns * start.added
+            if limit is not None and most > limit:
+                raise UserError(
+                    f"{self.loop.turns} turns can need {most} tokens, but the model's context has {limit}: "
+                    f"at most {max(0, (limit - opening) // start.added)} turns fit (--loop), or use fewer "
+                    "--loop_examples"
+                )
+
+    def unit(
+        self, key: UnitKey, mode: str, arms: Sequence[str], donor: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Run one unit and return its record.
+
+        Args:
+            key: the unit.
+            mode: ``write`` or ``repeat``.
+            arms: of the feedback.
+            donor: see ``given_labels``.
+        """
+        start, last = self.start(key, mode, arms), self.loop.turns - 1
+        layers = self.layers(key)
+        room = len(start.trials) * self.loop.turns * start.added
+        talk = Dialogues(self.tree, start.openings, layers, room)
+        stream = (self.settings.seed, "loop", key.exp, key.layer, key.axis, mode)
+        given, cuts, turns = given_labels(start.trials, donor, last, *stream), label_cuts(self.study, key), []
+        for turn in range(self.loop.turns):
+            said = talk.write([self.sampling(key, mode, t, turn, start.sentence) for t in start.trials])
+            turns.append(self.measured(key, said, cuts, start.sentence))
+            if turn < last:
+                given[:, turn] = fed_back(start.trials, turns[-1]["label"], given[:, turn])
+                talk.add(self.messages(start, given[:, turn].tolist()))
+        return {
+            **trial_columns(start.trials),
+            **turn_columns(turns),
+            "shown": given,
+            "rows": start.rows,
+            "sentence": start.sentence or "",
+            "tokens": asdict(talk.tokens),
+        }
 
     def measured(
         self, key: UnitKey, said: Sequence[tuple[Reply, np.ndarray]], cuts: np.ndarray, sentence: str | None

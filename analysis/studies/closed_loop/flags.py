@@ -63,14 +63,8 @@ def add_loop_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def loop_from(args: argparse.Namespace) -> Loop | None:
-    """Return the sizes that the flags stand for, None without --loop.
-
-    Raises:
-        UserError: sizes that make no loop, or --dry_run, which does not cover it.
-    """
+    """Return the sizes that the flags stand for, None without --loop; UserError for what is no loop."""
     if args.loop is None:
         return None
-    if args.dry_run:
-        raise UserError("--dry_run does not cover --loop: leave out one of them")
     modes = MODES if args.loop_mode == "both" else (args.loop_mode,)
     return Loop(args.loop, tuple(args.loop_arms), modes, args.loop_examples)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.experiments.preparation import prepare
-from analysis.experiments.study import Study, open_study
 from analysis.figures.style import Bars, Curve, count
 from analysis.pages.drawn import Drawn, levels_in_words
 from analysis.pages.figures_folder import add_figures
@@ -15,12 +13,11 @@ from analysis.results.store import Store, levels_in_name
 from analysis.studies.closed_loop import tables as loop_tables
 from analysis.studies.closed_loop.figures import plot_loop_drift, plot_loop_effect, plot_loop_scores
 from analysis.studies.closed_loop.flags import Loop
-from analysis.studies.closed_loop.runs import run_loop
+from analysis.studies.closed_loop.stage import LoopStage
 from analysis.studies.closed_loop.tables import LoopSeries
 from analysis.tables.rows import Row
 from analysis.tables.text import interval, show_p, text_table, write_csv
-from configs.settings import Settings, as_plain
-from utils import LoadedModel
+from configs.settings import as_plain
 
 SUMMARY = "summary_loop.csv"
 _CI = "95 % bootstrap interval over experiments"
@@ -30,26 +27,10 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def loop_study(
-    lm: LoadedModel,
-    settings: Settings,
-    store: Store,
-    loop: Loop,
-    *,
-    token_budget: int | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Prepare if needed, run what is missing, write figures and numbers; return the table as text."""
-    prepare(lm, store.dataset, settings, store, token_budget=token_budget, overwrite=overwrite)
-    study = open_study(store, settings)
-    done, kept = run_loop(lm, study, loop, token_budget=token_budget, overwrite=overwrite)
-    files = f"figures: {store.figures / 'loop_*.png'}"
-    return f"{present(study, loop)}\n\n{done} units done, {kept} kept; {files}"
-
-
-def present(study: Study, loop: Loop) -> str:
+def present(stage: LoopStage) -> str:
     """Write figures and summary_loop.csv from the units on disk; return the tables as text."""
-    chosen, store = loop_tables.load_series(study, loop), study.store
+    chosen, study, loop = loop_tables.load_series(stage), stage.study, stage.loop
+    store = study.store
     drifts, against = loop_tables.drift_table(chosen), loop_tables.comparison_table(chosen)
     turns = loop_tables.turn_table(chosen)
     drawn = []

@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.experiments.study import Study
 from analysis.results.store import read
 from analysis.statistics.moments import nanmean
 from analysis.statistics.resampling import MeanCI, mean_ci
 from analysis.statistics.signflips import sign_flip_p
-from analysis.studies.closed_loop.experiment import loop_identity, loop_path
-from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.prompts import NO_SCORE
-from analysis.studies.closed_loop.runs import loop_keys
+from analysis.studies.closed_loop.stage import LoopStage
 from analysis.tables.control import effect_row, pair_effects
 from analysis.tables.rows import Row, mean_known, with_q
 
@@ -65,14 +62,15 @@ class LoopSeries:
         return (self.scores[:, :, :, 1] - self.scores[:, :, :, 0]) / 2
 
 
-def load_series(study: Study, loop: Loop) -> list[LoopSeries]:
-    """Return the finished grid of the study's settings, from disk."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for mode in loop.modes:
-        for key in sorted(loop_keys(study)):
-            record = read(loop_path(study.store, key, mode), loop_identity(study, key, mode, loop))
-            groups.setdefault((key.axis, key.layer, key.levels, mode), []).append(record)
-    return [build_series(*group, loop.arms, records) for group, records in groups.items()]
+def load_series(stage: LoopStage) -> list[LoopSeries]:
+    """Return the finished grid of a stage, from disk; experiments in order."""
+    groups: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
+    units = [unit for unit in stage.units() if not unit.donor]
+    for unit in sorted(units, key=lambda unit: (stage.loop.modes.index(unit.mode), unit.key)):
+        key = unit.key
+        record = read(stage.path(unit), stage.identity(unit))
+        groups.setdefault((key.axis, key.layer, key.levels, unit.mode), []).append(record)
+    return [build_series(*group, stage.loop.arms, records) for group, records in groups.items()]
 
 
 def build_series(

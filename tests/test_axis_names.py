@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 
 from analysis.axes import names
 from analysis.axes.names import IMPORTED, axis_order, family_of, pc, pc_number, split_name
+from analysis.base.files import ROOT
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,24 @@ def test_axes_stand_by_family_then_by_number_and_imported_ones_last():
 def test_a_principal_component_has_a_number_and_nothing_else_has():
     assert [pc_number(name) for name in ("pc1", "pc32", "pcs1", "lr", "random1")] == [1, 32, None, None, None]
     assert pc(8) == "pc8" and names.PAPER_AXES[:3] == ("lr", "pc1", "pc2")
+
+
+SPELLED = {
+    "analysis/axes/names.py": r"meandiff|lr_ensemble|lr_shuffled|(pc|random|lr_shuffled)\d+",
+    "configs/settings.py": "active|inactive",
+    "analysis/results/schema.py": "imit|pred",
+}
+
+
+@pytest.mark.parametrize("owner", SPELLED)
+def test_a_name_is_spelled_in_one_place_only(owner):
+    paths = [path for folder in ("analysis", "configs") for path in (ROOT / folder).rglob("*.py")]
+    others = [path for path in [*paths, *ROOT.glob("*.py")] if path != ROOT / owner]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.value}"
+        for path in others
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(SPELLED[owner], node.value)
+    ]
+    assert found == []

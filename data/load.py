@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.base.errors import UserError, unknown
 from analysis.base.seeds import fingerprint, generator
+from data.balance import balanced_halves
 from data.formats import PUBLISHED, Row, class_files, sentences_csv, sentences_jsonl
 from data.sources import SOURCES
 
@@ -170,6 +171,8 @@ def make_dataset(key: str, rows: Sequence[Row], place: Path) -> Dataset:
 def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Split:
     """Return two disjoint halves, each balanced by class, with whole groups only.
 
+    The split is random where that fills both halves, and exact where it does not: see ``balanced_halves``.
+
     Args:
         dataset: see Dataset.
         n_axis: sentences that fit the axes; half of each class.
@@ -177,7 +180,7 @@ def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Spl
         seed: draws the order of the groups.
 
     Raises:
-        UserError: an odd size, one class missing, or too few sentences.
+        UserError: an odd size, one class missing, or no choice of whole groups fits.
     """
     for name, size in (("n_axis", n_axis), ("n_trial", n_trial)):
         if size % 2:
@@ -187,31 +190,16 @@ def split_dataset(dataset: Dataset, n_axis: int, n_trial: int, seed: int) -> Spl
         raise UserError(
             f"dataset {dataset.key!r} has sentences of label {int(counts.argmax())} only: axes need both"
         )
-    members: dict[int, list[int]] = {}
-    for row, group in enumerate(dataset.groups.tolist()):
-        members.setdefault(group, []).append(row)
-    order = generator(seed, "split").permutation(len(members))
-    groups = [members[key] for key in np.array(sorted(members))[order].tolist()]
-    axis_rows, rest = _fill(groups, dataset.labels, n_axis)
-    trial_rows, _ = _fill(rest, dataset.labels, n_trial)
-    if len(axis_rows) < n_axis or len(trial_rows) < n_trial:
+    names, member = np.unique(dataset.groups, return_inverse=True)
+    sizes = np.stack(
+        [np.bincount(member[dataset.labels == side], minlength=len(names)) for side in (0, 1)], axis=1
+    )
+    halves = balanced_halves(sizes, (n_axis, n_trial), generator(seed, "split"))
+    if not halves:
         raise UserError(
             f"dataset {dataset.key!r} has {counts[0]} + {counts[1]} sentences of labels 0 + 1 in "
-            f"{len(groups)} groups, too few for n_axis {n_axis} and n_trial {n_trial}: lower them (--config)"
+            f"{len(names)} groups, too few for n_axis {n_axis} and n_trial {n_trial}: no choice of whole "
+            "groups gives half of each label; lower them (--config)"
         )
-    return Split(dataset, np.array(axis_rows), np.array(trial_rows))
-
-
-def _fill(groups: Sequence[list[int]], labels: np.ndarray, size: int) -> tuple[list[int], list[list[int]]]:
-    """Take groups in order while neither class exceeds half of ``size``; return rows and what is left."""
-    taken: list[int] = []
-    left: list[list[int]] = []
-    room = np.array([size // 2, size // 2])
-    for rows in groups:
-        need = np.bincount(labels[rows], minlength=2)
-        if (need <= room).all():
-            taken += rows
-            room = room - need
-        else:
-            left.append(rows)
-    return taken, left
+    rows = [[np.flatnonzero(member == group) for group in half] for half in halves]
+    return Split(dataset, *(np.concatenate(half) for half in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import data.load
 from analysis.base.errors import UserError
 from analysis.base.seeds import fingerprint
+from data.balance import balanced_halves
 from data.download import blob_id
 from data.formats import PUBLISHED
 from data.load import SHIPPED, Dataset, load_dataset, make_dataset, read_dataset, split_dataset
@@ -237,6 +239,51 @@ def test_unbalanced_classes_are_split_evenly_too():
     labels = [0] * 70 + [1] * 30
     check_split(dataset(labels), 20, 20, seed=0)
     check_split(dataset(labels, [i // 2 for i in range(100)]), 20, 20, seed=0)
+
+
+def possible(counts, sizes):
+    """Whether whole groups make both halves: every way to give each group to a half or to none."""
+    for choice in itertools.product((-1, 0, 1), repeat=len(counts)):
+        halves = [counts[np.array(choice) == half].sum(axis=0) for half in (0, 1)]
+        if all((half == size // 2).all() for half, size in zip(halves, sizes, strict=True)):
+            return True
+    return False
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=6),
+    st.integers(1, 3), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_a_split_is_found_wherever_there_is_one(groups, first, second, seed):
+    counts, sizes = np.array(groups), (2 * first, 2 * second)
+    halves = balanced_halves(counts, sizes, np.random.default_rng(seed))
+    assert bool(halves) == possible(counts, sizes)
+    for half, size in zip(halves, sizes, strict=False):
+        assert counts[half].sum(axis=0).tolist() == [size // 2] * 2
+    taken = np.concatenate(halves) if halves else np.zeros(0)
+    assert len(set(taken.tolist())) == len(taken)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_published_pairs_and_singles_of_commonsense_fill_the_default_split(seed):
+    source = next(s for s in SOURCES["commonsense_test"])
+    path = SHARED / source.key / source.name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    found = make_dataset("published/commonsense_test", PUBLISHED["commonsense_test"](path), path)
+    check_split(found, 600, 600, seed)
+    other = split_dataset(found, 600, 600, seed + 1)
+    assert split_dataset(found, 600, 600, seed).fingerprint != other.fingerprint
+
+
+def test_pairs_fill_a_split_that_single_sentences_cannot():
+    labels = np.concatenate([np.zeros(300), np.tile([0, 1], 400)]).astype(int)
+    groups = np.concatenate([np.arange(300), 300 + np.repeat(np.arange(400), 2)])
+    found = dataset(labels, groups)  # ones come in pairs only, so that no single sentence fits
+    check_split(found, 400, 400, 0)
+    with pytest.raises(UserError, match="too few for n_axis 402"):
+        split_dataset(found, 402, 400, 0)
 
 
 def test_the_split_follows_the_seed():

@@ -24,6 +24,7 @@ from analysis.experiments.trials import (
     control_turns,
     copy_rate,
     draw_order,
+    report_order,
     report_turns,
 )
 from analysis.process_prompts import Prompter, Turn, load_prompts
@@ -50,6 +51,77 @@ def test_an_experiment_has_an_order_of_its_own():
     orders = {(s, e): tuple(draw_order(s, e, POOL, 40)) for s in (0, 1, 42) for e in range(4)}
     assert len(set(orders.values())) == len(orders)
     assert tuple(draw_order(42, 2, POOL, 40)) == orders[42, 2]
+
+
+SIDES = np.arange(600) % 5 < 2  # 240 of 600 lie above the threshold
+
+
+def shown_sides(exps, n, seed=42):
+    """Sides (exps, n) of what reports show, and the pool's rows behind them."""
+    rows = np.stack([report_order(seed, exp, np.arange(600), SIDES, n) for exp in range(exps)])
+    return SIDES[rows].astype(int), rows
+
+
+RULES = {
+    "always 1": lambda lead: np.ones_like(lead),
+    "the side shown more often": lambda lead: np.sign(lead),
+    "the side shown less often": lambda lead: -np.sign(lead),
+    "in turns": lambda lead: np.broadcast_to((-1) ** np.arange(lead.shape[1]), lead.shape),
+}
+
+
+@pytest.mark.parametrize("n", [2, 16, 240, 360])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_ignores_the_sentence_is_right_in_half_of_the_reports_at_every_place(rule, n):
+    sides, _ = shown_sides(400, n)
+    signs = 2 * sides - 1
+    lead = np.cumsum(signs, axis=1) - signs  # ones minus zeros before each place
+    right = 0.5 + 0.5 * RULES[rule](lead) * signs  # a tie is half right
+    error = 0.5 / np.sqrt(400)
+    assert abs(right.mean() - 0.5) < 4 * error / np.sqrt(n)
+    for part in np.array_split(right, min(n, 8), axis=1):
+        assert abs(part.mean() - 0.5) < 4 * error / np.sqrt(part.shape[1])
+
+
+def test_a_permutation_of_the_whole_pool_gives_the_rarer_side_away():
+    """The fault that coins mend: a model that only counts labels would seem to report."""
+    even = np.arange(600) % 2
+    signs = 2 * np.stack([even[draw_order(42, exp, np.arange(600), 600)] for exp in range(50)]) - 1
+    lead = np.cumsum(signs, axis=1) - signs
+    right = 0.5 + 0.5 * RULES["the side shown less often"](lead) * signs
+    assert right[:, 300:].mean() > 0.53
+
+
+def test_a_report_shows_no_sentence_twice_and_its_coins_do_not_depend_on_the_axis():
+    sides, rows = shown_sides(20, 240)
+    assert all(len(set(row)) == 240 for row in rows.tolist())
+    other = ~SIDES[::-1]
+    again = [other[report_order(42, exp, np.arange(600), other, 240)] for exp in range(20)]
+    np.testing.assert_array_equal(sides, again)
+    assert len({tuple(row) for row in rows.tolist()}) == 20
+    assert (shown_sides(20, 240, seed=1)[1] != rows).any()
+
+
+def test_a_shorter_report_is_the_start_of_a_longer_one():
+    long, short = shown_sides(5, 240)[1], shown_sides(5, 64)[1]
+    np.testing.assert_array_equal(long[:, :64], short)
+
+
+def test_every_sentence_of_a_side_is_as_likely_at_every_place():
+    sides, rows = shown_sides(2000, 40)
+    for side in (0, 1):
+        counts = np.bincount(rows[sides == side], minlength=600)[SIDES == side]
+        expected = counts.mean()
+        assert ((counts - expected) ** 2 / expected).sum() < len(counts) + 5 * np.sqrt(2 * len(counts))
+
+
+@pytest.mark.parametrize("n, needed", [(241, 168), (420, 272)])
+def test_a_report_that_a_pool_cannot_give_is_refused(n, needed):
+    if needed > 240:
+        with pytest.raises(UserError, match=f"of {n} sentences may need {needed} of one label.*360.*240"):
+            report_order(42, 0, np.arange(600), SIDES, n)
+    else:
+        assert len(report_order(42, 0, np.arange(600), SIDES, n)) == n
 
 
 def test_streams_of_random_numbers_differ_and_repeat():

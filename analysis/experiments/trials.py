@@ -52,6 +52,41 @@ def draw_order(seed: int, exp: int, pool: np.ndarray, length: int) -> np.ndarray
     return generator(seed, "experiment", exp).permutation(pool)[:length]
 
 
+def report_order(seed: int, exp: int, pool: np.ndarray, sides: np.ndarray, n: int) -> np.ndarray:
+    """Return the rows of a report experiment: at each place a fair coin, then a sentence of that side.
+
+    The coins are independent of each other and of the sentences, so that whatever ignores the sentence (a
+    constant answer, the side shown more often so far, or less often) is right with chance 1/2 at every place.
+    Sentences are drawn without replacement; where a pool is shown to its end, as a permutation is, the sides
+    that are left tell what comes.
+
+    Args:
+        seed: of the study.
+        exp: number of the experiment; the coins are those of every axis and layer.
+        pool: (P,) rows to draw from.
+        sides: (P,) 0 or 1, the side of the threshold that each row lies on.
+        n: sentences to show.
+
+    Raises:
+        UserError: a side has fewer sentences than n coins may ask for (n / 2 and six standard deviations).
+    """
+    pool, sides = np.asarray(pool), np.asarray(sides)
+    members = [pool[sides == side] for side in (0, 1)]
+    most = min(n, int(np.ceil(n / 2 + 3 * np.sqrt(n))))
+    if min(map(len, members)) < most:
+        raise UserError(
+            f"a report of {n} sentences may need {most} of one label, and the trial pool has "
+            f"{len(members[0])} of label 0 and {len(members[1])} of label 1: use fewer (report_examples) or "
+            "a larger n_trial"
+        )
+    coins = generator(seed, "report coins", exp).integers(2, size=n)
+    order = np.empty(n, pool.dtype)
+    for side, rows in enumerate(members):
+        mixed = generator(seed, "report sentences", exp, side).permutation(rows)
+        order[coins == side] = mixed[: int((coins == side).sum())]
+    return order
+
+
 def control_trials(shots: Sequence[int], modes: Sequence[str], levels: int = 2) -> list[ControlTrial]:
     """Return the 2x2 counterbalanced trials of one experiment: labels as they are or flipped, by target."""
     return [

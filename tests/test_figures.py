@@ -84,7 +84,8 @@ def test_scores_stand_in_the_cell_of_their_trial(study, control):
         assert series.target[cell] == unit["scores"][t, unit["affected"].index("pc1")]
         assert series.text[cell] == unit["text"][t]
         for name, values in series.measured.items():
-            np.testing.assert_equal(values[cell], np.float32(unit[name][t]))
+            there = np.float32(unit[name][t]) if name in unit else np.nan
+            np.testing.assert_equal(values[cell], there)
     assert set(series.measured) >= {"copy_rate", "cut", "empty"}
     alone = series.only(["inactive"])
     assert alone.modes == ("inactive",) and np.isnan(alone.measured["copy_rate"]).all()

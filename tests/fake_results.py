@@ -57,7 +57,8 @@ def write_axes(
             "accuracy": {"lr": (1.0, 0.55 + 0.3 * depth), "meandiff": (0.8, 0.52 + 0.25 * depth)},
             "scores": rng.normal(size=(N_SENTENCES, len(names))).astype(np.float32),
         }
-        results.write(store.axes(layer), record, {"layer": layer, "seed": 42, "threshold": "median"})
+        identity = {"layer": layer, "seed": 42, "threshold": "median"}
+        results.write(store.axes(layer), record, identity, hidden_size=hidden)
 
 
 def _first(hidden: int) -> np.ndarray:
@@ -165,7 +166,8 @@ def write_study(
     write_split(store, rng)
     write_axes(store, affected, n_layers, rng)
     common = {"seed": 42, "temperature": 0.7, "shots": list(shots), **(settings or {})}
-    about = {"model_name": model, "n_layers": n_layers, "n_parameters": n_parameters}
+    size = unit.get("hidden", HIDDEN)
+    about = {"model_name": model, "n_layers": n_layers, "n_parameters": n_parameters, "hidden_size": size}
     for n, layer, axis, exp in itertools.product(levels, layers, axes, range(n_exp)):
         own = {"axis": axis, "layer": layer, "exp": exp, "levels": n, **common}
         control = control_unit(

@@ -1,4 +1,4 @@
-"""Result files of any content are drawn or refused in one line: no traceback, no hang."""
+"""Result files of any content are taken or refused by plots, verify and runs alike: no traceback, no hang."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import plot_imit
 import plot_pred
 from analysis.base.files import load_pickle, save_pickle
-from analysis.pages import drawn
-from analysis.results.store import Store
+from analysis.pages import figures_folder
+from analysis.results.store import Store, finished
+from analysis.results.verify import check
 from tests import fake_results
 from tests.test_fuzz import STRANGE, exits, fuzz
 
@@ -60,21 +61,24 @@ def change(record: dict[str, Any], key: str, how: str) -> None:
 
 
 def draws(study: Store, out: Path, path: Path, main: Callable, key: str, how: str, figure: str) -> None:
-    """Change one file, draw, and put the file back."""
+    """Change one file; plots, verify and a run take it or refuse it alike; put it back."""
     good = path.read_bytes()
     record = load_pickle(path)
     change(record, key, how)
     try:
         save_pickle(record, path)
-        exits(main, ["--results", str(study.root), "--out", str(out), "--figure", figure])
+        drawn = exits(main, ["--results", str(study.root), "--out", str(out), "--figure", figure]) == 0
+        whole = path.name not in check(study.folder).corrupt
+        kept = finished(path, record["meta"]["identity"])
     finally:
         path.write_bytes(good)
+    assert drawn == whole == kept
 
 
 @pytest.fixture
 def unwritten(monkeypatch) -> None:
     """Figures are put together, but not rendered, which would take most of the time."""
-    monkeypatch.setattr(drawn, "write_figure", lambda figure, folder, name, formats: [])
+    monkeypatch.setattr(figures_folder, "figure_files", lambda figure, stem, formats: {})
 
 
 PLOTS = ["effect", "readout", "accumulation", "cosine", "scores"]
@@ -83,19 +87,19 @@ PLOTS = ["effect", "readout", "accumulation", "cosine", "scores"]
 @STRANGE
 @fuzz(max_examples=60)
 @given(key=st.sampled_from(CONTROL), how=st.sampled_from(HOW), figure=st.sampled_from(PLOTS))
-def test_a_control_unit_of_any_shape_is_drawn_or_refused(unwritten, study, tmp_path, key, how, figure):
+def test_a_control_unit_of_any_shape_is_drawn_or_refused_by_all(unwritten, study, tmp_path, key, how, figure):
     draws(study, tmp_path, study.unit(study.units("imit")[1]), plot_imit.main, key, how, figure)
 
 
 @STRANGE
 @fuzz(max_examples=60)
 @given(key=st.sampled_from(REPORT), how=st.sampled_from(HOW))
-def test_a_report_unit_of_any_shape_is_drawn_or_refused(unwritten, study, tmp_path, key, how):
+def test_a_report_unit_of_any_shape_is_drawn_or_refused_by_all(unwritten, study, tmp_path, key, how):
     draws(study, tmp_path, study.unit(study.units("pred")[1]), plot_pred.main, key, how, "report")
 
 
 @STRANGE
 @fuzz(max_examples=40)
 @given(key=st.sampled_from(AXES), how=st.sampled_from(HOW))
-def test_an_axes_file_of_any_shape_is_drawn_or_refused(unwritten, study, tmp_path, key, how):
+def test_an_axes_file_of_any_shape_is_drawn_or_refused_by_all(unwritten, study, tmp_path, key, how):
     draws(study, tmp_path, study.axes(0), plot_imit.main, key, how, "axes")

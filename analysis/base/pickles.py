@@ -112,10 +112,15 @@ _ARGUMENT = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcod
 _LINES = {"c": 2, "i": 2}  # GLOBAL and INST: a module and a name
 _STOP, _LONG_PUT, _TEXT_PUT = ord("."), ord("r"), ord("p")
 _TUPLES = {ord(code) for code in "t\x85\x86\x87"}
+_STEPS = [0] * 256
+"""Bytes of an instruction that claims nothing; 0: it may, or is none."""
+for _code, _size in _ARGUMENT.items():
+    if _size >= 0 and _code not in {_STOP, _LONG_PUT, _TEXT_PUT, *_TUPLES}:
+        _STEPS[_code] = 1 + _size
 
 
 def _check_sizes(data: bytes, end: int) -> None:
-    """Raise UnpicklingError for a length or a memo place beyond ``end``, or far too many tuples.
+    """Raise UnpicklingError for a length or a memo place beyond ``end``, or far too many tuples, or no end.
 
     Args:
         data: the first bytes of a pickle, or all, and what follows it.
@@ -124,6 +129,9 @@ def _check_sizes(data: bytes, end: int) -> None:
     place, tuples, known = 0, 0, min(end, len(data))
     while place < known:
         code = data[place]
+        if step := _STEPS[code]:  # nearly all of them
+            place += step
+            continue
         size = _ARGUMENT.get(code)
         place += 1
         if size is None:
@@ -151,6 +159,8 @@ def _check_sizes(data: bytes, end: int) -> None:
         if tuples > _MOST_TUPLES:
             raise pickle.UnpicklingError(f"it holds more than {_MOST_TUPLES} tuples")
         place += size
+    if known == end:
+        raise pickle.UnpicklingError("it ends within an instruction, or before the last one")
 
 
 def _lines(data: bytes, place: int, end: int, count: int) -> int:

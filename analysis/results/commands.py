@@ -83,14 +83,21 @@ def no_runs(
 
 
 def first_meta(folder: Path, but: Path | None = None) -> Mapping[str, Any]:
-    """Return the meta data of the smallest readable result in ``folder``, empty if there is none."""
+    """Return the meta data of the smallest readable result in ``folder``, empty if there is none.
+
+    Files that say with which flags they were made come first.
+    """
+    found: Mapping[str, Any] = {}
     for path in sorted(folder.glob("*.pkl"), key=lambda p: (p.lstat().st_size, p.name)):
         if path != but and path.is_file():
             try:
-                return read_meta(path)
+                meta = read_meta(path)
             except UserError:
                 continue
-    return {}
+            if "flags" in meta:
+                return meta
+            found = found or meta
+    return found
 
 
 def store_of(folder: Path, but: Path | None = None) -> Store:
@@ -144,16 +151,17 @@ def same_study(kind: Kind, parts: Parts, name: str) -> bool:
     other = kind_of(name)
     if other is None or other.name != (kind.beside or kind.name):
         return False
-    return {**(other.parts(name) or {}), "exp": 0} == {**parts, "exp": 0}
+    return {**(other.parts(name) or {}), "exp": 0} == {"levels": 2, **parts, "exp": 0}
 
 
 def _sizes_of(path: Path, kind: Kind, parts: Parts) -> Mapping[str, Any]:
-    """Return the identity of another file of the same study, empty if there is none."""
-    for other in sorted(path.parent.glob("study_*.pkl")):
-        if other != path and same_study(kind, parts, other.name):
+    """Return the identity of another file of the same study, or what ``path`` itself still tells."""
+    others = sorted(path.parent.glob("study_*.pkl"))
+    for other in [*(one for one in others if one != path), path]:
+        if same_study(kind, parts, other.name):
             try:
                 identity: Mapping[str, Any] = read_meta(other)["identity"]
-            except UserError:
+            except (UserError, FileNotFoundError):
                 continue
             return identity
     return {}

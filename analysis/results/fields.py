@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import numpy as np
@@ -43,8 +43,7 @@ def need(ok: object, what: str) -> None:
 @lru_cache(maxsize=64)
 def hints_of(kind: Any) -> Mapping[str, Any]:
     """Return name -> annotation of every field of a dataclass."""
-    found = typing.get_type_hints(kind, include_extras=True)
-    return {name: hint for name, hint in found.items() if get_origin(hint) is not typing.ClassVar}
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def optional(hint: Any) -> bool:
@@ -62,7 +61,7 @@ def fields_of_shape(kind: type, shape: str) -> list[str]:
     ]
 
 
-def check_fields(record: Mapping[str, Any], kind: type, sizes: Sizes, within: str = "") -> None:
+def check_fields(record: Mapping[str, Any], kind: Any, sizes: Sizes, within: str = "") -> None:
     """Raise Wrong (naming the field) unless ``record`` has the fields of the dataclass ``kind``.
 
     Args:
@@ -71,82 +70,117 @@ def check_fields(record: Mapping[str, Any], kind: type, sizes: Sizes, within: st
         sizes: letter -> size, as far as known; the letters that are met are added.
         within: stands before the names of the fields in what is raised.
     """
-    for name, hint in hints_of(kind).items():
+    for name, (may_lack, check) in _checks_of(kind).items():
         value = record.get(name)
-        if value is None and optional(hint):
-            continue
-        need(value is not None, f"{within}{name} is lacking")
-        _check(f"{within}{name}", value, hint, sizes)
+        if value is None:
+            need(may_lack, f"{within}{name} is lacking")
+        else:
+            check(f"{within}{name}", value, sizes)
 
 
-def _check(name: str, value: Any, hint: Any, sizes: Sizes) -> None:
-    """Raise Wrong unless ``value`` is what the annotation ``hint`` says."""
+# ---------------------------------------------------------------- one check for each annotation
+
+Check = Callable[[str, Any, Sizes], None]
+"""Raises Wrong unless the value of the field of this name is as annotated."""
+
+
+@lru_cache(maxsize=64)
+def _checks_of(kind: Any) -> Mapping[str, tuple[bool, Check]]:
+    """Return for every field whether it may be lacking, and its check; thousands of files are checked."""
+    return {name: (optional(hint), _check_of(hint)) for name, hint in hints_of(kind).items()}
+
+
+def _check_of(hint: Any) -> Check:
     origin, parts = get_origin(hint), get_args(hint)
     if optional(hint):
-        (hint,) = (part for part in parts if part is not type(None))
-        _check(name, value, hint, sizes)
-    elif isinstance(hint, type) and issubclass(hint, AbstractArray):
-        _array(name, value, hint, sizes)
-    elif origin is Annotated:
-        _check(name, value, parts[0], sizes)
-        _lengths(name, value, parts[1].split(), sizes)
-    elif origin is dict:
-        need(isinstance(value, dict), f"{name} is no mapping")
-        for key, item in value.items():
-            need(type(key) is parts[0], f"{name} is no mapping of names")
-            _check(f"{name} {key[:20]!r}", item, parts[1], sizes)
-    elif origin is list:
-        need(isinstance(value, list), f"{name} is no list")
-        if parts[0] in (int, str):  # by far the most, such as the tokens of replies
-            need(all(type(item) is parts[0] for item in value), f"{name} is no list of {parts[0].__name__}")
-            return
-        for number, item in enumerate(value):
-            _check(f"{name} [{number}]", item, parts[0], sizes)
-    elif origin is tuple:
-        need(
-            isinstance(value, (tuple, list)) and len(value) == len(parts),
-            f"{name} has not {len(parts)} parts",
+        return _check_of(next(part for part in parts if part is not type(None)))
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return partial(_array, hint.__name__.partition("[")[0], hint.dtypes, hint.dim_str.split())
+    if origin is Annotated:
+        return partial(_lengths, _check_of(parts[0]), parts[1].split())
+    if origin is dict:
+        return partial(_mapping, _check_of(parts[1]))
+    if origin is list:
+        return (
+            partial(_plain_list, parts[0]) if parts[0] in (int, str) else partial(_list, _check_of(parts[0]))
         )
-        for item, part in zip(value, parts, strict=True):
-            _check(name, item, part, sizes)
-    elif is_dataclass(hint):
-        need(isinstance(value, dict), f"{name} is no mapping")
-        check_fields(value, typing.cast(type, hint), sizes, f"{name} ")
-    elif hint is not Any:
-        _scalar(name, value, hint)
+    if origin is tuple:
+        return partial(_tuple, [_check_of(part) for part in parts])
+    if is_dataclass(hint):
+        return partial(_record, hint)
+    return partial(_scalar, hint)
 
 
-def _scalar(name: str, value: Any, hint: type) -> None:
-    known = type(value) is hint if hint in (bool, int, dict) else isinstance(value, hint)
-    need(known, f"{name} is no {hint.__name__}")
+def _scalar(hint: Any, name: str, value: Any, sizes: Sizes) -> None:
+    if hint is not Any:
+        known = type(value) is hint if hint in (bool, int, dict) else isinstance(value, hint)
+        need(known, f"{name} is no {getattr(hint, '__name__', hint)}")
 
 
-def _array(name: str, value: Any, hint: type[AbstractArray], sizes: Sizes) -> None:
-    what = hint.__name__.partition("[")[0]
-    known = isinstance(value, np.ndarray) and value.dtype.name in hint.dtypes
-    need(known, f"{name} is no array of type {what}")
-    _fits(name, value.shape, hint.dim_str.split(), sizes)
+def _array(
+    what: str, dtypes: Collection[str], letters: list[str], name: str, value: Any, sizes: Sizes
+) -> None:
+    need(isinstance(value, np.ndarray) and value.dtype.name in dtypes, f"{name} is no array of type {what}")
+    _fits(name, value.shape, letters, sizes)
 
 
-def _lengths(name: str, value: Any, letters: list[str], sizes: Sizes) -> None:
+def _plain_list(kind: type, name: str, value: Any, sizes: Sizes) -> None:
+    whole = isinstance(value, list) and all(type(item) is kind for item in value)
+    need(whole, f"{name} is no list of {kind.__name__}")
+
+
+def _list(check: Check, name: str, value: Any, sizes: Sizes) -> None:
+    need(isinstance(value, list), f"{name} is no list")
+    for number, item in enumerate(value):
+        check(f"{name} [{number}]", item, sizes)
+
+
+def _tuple(checks: Sequence[Check], name: str, value: Any, sizes: Sizes) -> None:
+    whole = isinstance(value, (tuple, list)) and len(value) == len(checks)
+    need(whole, f"{name} has not {len(checks)} parts")
+    for check, item in zip(checks, value, strict=True):
+        check(name, item, sizes)
+
+
+def _mapping(check: Check, name: str, value: Any, sizes: Sizes) -> None:
+    whole = isinstance(value, dict) and all(type(key) is str for key in value)
+    need(whole, f"{name} is no mapping of names")
+    for key, item in value.items():
+        check(f"{name} {key[:20]!r}", item, sizes)
+
+
+def _record(kind: Any, name: str, value: Any, sizes: Sizes) -> None:
+    need(isinstance(value, dict), f"{name} is no mapping")
+    check_fields(value, kind, sizes, f"{name} ")
+
+
+def _lengths(check: Check, letters: list[str], name: str, value: Any, sizes: Sizes) -> None:
     """Check lists in each other: as many levels as there are letters have the same length everywhere."""
+    check(name, value, sizes)
+    _same_lengths(letters, name, value, sizes)
+
+
+def _same_lengths(letters: list[str], name: str, value: Any, sizes: Sizes) -> None:
     _fits(name, (len(value),), letters[:1], sizes)
     if len(letters) > 1:
         for number, item in enumerate(value):
-            _lengths(f"{name} [{number}]", item, letters[1:], sizes)
+            _same_lengths(letters[1:], f"{name} [{number}]", item, sizes)
 
 
 def _fits(name: str, shape: tuple[int, ...], letters: list[str], sizes: Sizes) -> None:
-    shown = "x".join(map(str, shape)) or "()"
-    need(len(shape) == len(letters), f"{name} has shape {shown}, not {' x '.join(letters)}")
-    for letter, size in zip(letters, shape, strict=True):
-        base, more = _term(letter)
-        wanted = int(base) if base.isdigit() else sizes.setdefault(base, size - more)
-        if wanted + more != size:
-            told = "" if letter.isdigit() else f", where {letter} is {wanted + more}"
-            raise Wrong(f"{name} has shape {shown}, not {' x '.join(letters)}{told}")
+    whole = len(shape) == len(letters)
+    if whole:
+        for letter, size in zip(letters, shape, strict=True):
+            base, more = _term(letter)
+            wanted = int(base) if base.isdigit() else sizes.setdefault(base, size - more)
+            whole &= wanted + more == size
+    if not whole:
+        shown = "x".join(map(str, shape)) or "()"
+        known = ", ".join(f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes)
+        raise Wrong(f"{name} has shape {shown}, not {' x '.join(letters)}{f' with {known}' if known else ''}")
 
 
+@lru_cache(maxsize=256)
 def _term(letter: str) -> tuple[str, int]:
     """Return ("K", -1) for ``K-1``."""
     match = re.fullmatch(r"(\w+?)([+-]\d+)?", letter)

@@ -666,7 +666,7 @@ class Kind:
     """What it holds."""
     script: str = "main_prep.py"
     """The script that makes it."""
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Studies: setting in the identity -> flag of the script."""
     count: str = ""
     """Flag for one past the last experiment."""
@@ -725,7 +725,8 @@ def _steered(name: str, stem: str, record: type[Record], flags: Mapping[str, str
     """Return a kind of the causal studies; an earlier version had all experiments of a layer in one file."""
     script = "-m tasks.steering_curve" if stem == "steering" else "-m tasks.causal_report"
     if record in (CausalStudy, SteeringStudy):
-        return Kind(name, rf"study_{stem}_{_AXIS}\.pkl", record, script, flags, "--n_experiments")
+        pattern, now = rf"study_{stem}_{_AXIS}\.pkl", name.removesuffix(", in one file")
+        return Kind(name, pattern, record, script, flags, "--n_experiments", beside=now)
     pattern = rf"study_{stem}_{_EXP}_{_AXIS}\.pkl"
     return Kind(name, pattern, record, script, flags, "--n_experiments", from_first=True)
 

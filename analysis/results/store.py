@@ -151,7 +151,7 @@ def write(path: Path, record: Mapping[str, Any], identity: Mapping[str, Any], **
     """
     whole = {"meta": {"identity": dict(identity), **provenance(), **about}, **record}
     check_record(path.name, kind_of(path.name), whole)
-    if path.exists() and _is_damaged(path):
+    if path.exists() and is_damaged(path):
         set_aside(path)
     save_pickle(whole, path)
 
@@ -251,12 +251,13 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _is_damaged(path: Path) -> bool:
+def is_damaged(path: Path) -> bool:
+    """Return whether a file is there that is not whole, or not what the schema says."""
     try:
         read(path)
     except DamagedFile:
         return True
-    except UserError:  # whole, of another version
+    except (UserError, FileNotFoundError):  # whole, but of another version; or set aside just now
         return False
     return False
 

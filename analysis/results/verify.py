@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from analysis.results.commands import (
 )
 from analysis.results.fields import Sizes
 from analysis.results.schema import KINDS, UNIT_KINDS, Kind, Parts, kind_of
-from analysis.results.store import PER_UNIT, Store, UnitKey, inspect, unit_key
+from analysis.results.store import PER_UNIT, Store, UnitKey, inspect, read_meta, unit_key
 
 PREPARED = ("split", "embedding", "hidden", "tokens", "axes")
 """Kinds of files that the preparation writes."""
@@ -64,6 +65,8 @@ class Findings:
     """Leftovers of dead processes."""
     parts: list[str] = field(default_factory=list)
     """Temporary files of living processes, or of other machines."""
+    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a corrupt file -> the identity that it still tells, for the command that makes it again."""
     sizes: dict[str, Sizes] = field(default_factory=dict)
     """File name -> sizes by the letters of the schema."""
     imported: dict[int, Mapping[str, str]] = field(default_factory=dict)
@@ -73,6 +76,11 @@ class Findings:
     def well(self) -> bool:
         """Whether nothing is missing, corrupt or mixed."""
         return not (self.corrupt or self.missing or self.mixed)
+
+    def like(self, alike: Callable[[str], bool]) -> Mapping[str, Any]:
+        """Return the identity of a file whose name is ``alike``, of a whole one if there is one."""
+        known = {**self.told, **{name: meta["identity"] for name, meta in self.whole.items()}}
+        return next((known[name] for name in [*self.whole, *self.told] if alike(name) and known[name]), {})
 
     def names(self, kind: Kind) -> list[str]:
         """Return the files of ``kind``, whole or not, sorted."""
@@ -98,6 +106,7 @@ def check(folder: Path) -> Findings:
             record, sizes = inspect(path)
         except DamagedFile as error:
             found.corrupt[path.name] = f"{error.why}; a run keeps it as .corrupt and makes it again"
+            found.told[path.name] = _told(path)
         except UserError as error:
             found.corrupt[path.name] = str(error)
         except FileNotFoundError:  # a run set it aside just now
@@ -117,6 +126,15 @@ def check(folder: Path) -> Findings:
     _clear_locks(found)
     _clear_parts(found)
     return found
+
+
+def _told(path: Path) -> Mapping[str, Any]:
+    """Return the identity that a damaged file still tells, empty if it does not."""
+    try:
+        identity: Mapping[str, Any] = read_meta(path)["identity"]
+    except (UserError, FileNotFoundError):
+        return {}
+    return identity
 
 
 def _note_imported(found: Findings, name: str, record: Mapping[str, Any]) -> None:
@@ -216,8 +234,7 @@ def _unit_command(found: Findings, lacking: Sequence[UnitKey], exps: range) -> s
     words[words.index(UNIT_KINDS[first.kind].count) + 1] = str(exps[-1] + 1)
     if exps[0]:
         words += [f"--{first.kind}_exp_start", str(exps[0])]
-    same = (meta["identity"] for name, meta in found.whole.items() if name.startswith(f"{first.kind}_"))
-    identity: Mapping[str, Any] = next(same, {})
+    identity = found.like(lambda name: name.startswith(f"{first.kind}_"))
     sizes = identity.get(UNIT_KINDS[first.kind].size)
     if sizes is not None:
         words += ["--n_train", *map(str, sizes if isinstance(sizes, list) else [sizes])]
@@ -228,9 +245,9 @@ def _look_for_study(found: Findings, kind: Kind) -> None:
     """Note what a study lacks: one (axis, layer, levels, mode) after the other, each a study of its own."""
     for names in _studies(found, kind):
         parts = [_parts(name) for name in names]
-        sizes = (meta for name, meta in found.whole.items() if same_study(kind, parts[0], name))
-        identity: Mapping[str, Any] = next(sizes, {"identity": {}})["identity"]
-        end = max((exp for part in parts if (exp := experiments_for(kind, part)) is not None), default=None)
+        identity = found.like(partial(same_study, kind, parts[0]))
+        end = max(_ends(kind, names), default=None)
+        end = end or max(_ends(kind, filter(partial(same_study, kind, parts[0]), found.whole)), default=None)
         line = study_command(found.store, kind, parts[0], identity, end)
         expected = names
         if kind.from_first and end is not None:
@@ -238,6 +255,13 @@ def _look_for_study(found: Findings, kind: Kind) -> None:
         _lack(found, [name for name in expected if name not in found.whole], line)
         whole = [found.whole[name]["identity"] for name in names if name in found.whole]
         found.mixed += [f"{kind.name}: {name}" for name in _differing(whole, ("exp",))]
+
+
+def _ends(kind: Kind, names: Iterable[str]) -> list[int]:
+    """Return how many experiments a study needs so that it has each of these files."""
+    ends = ((kind_of(name), _parts(name)) for name in names)
+    found = [experiments_for(one or kind, parts) for one, parts in ends]
+    return [end for end in found if end is not None]
 
 
 def _studies(found: Findings, kind: Kind) -> Iterator[list[str]]:

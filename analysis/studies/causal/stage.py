@@ -19,7 +19,7 @@ from analysis.experiments.machine import Machine
 from analysis.experiments.study import Study, unit_identity
 from analysis.experiments.workload import Work, work_of
 from analysis.results.claims import claim
-from analysis.results.store import UnitKey, read, write
+from analysis.results.store import UnitKey, is_damaged, read, set_aside, write
 from analysis.studies.causal.experiment import CausalReport, SteeringCurve, load_causal_system
 from analysis.studies.causal.flags import CausalSizes, CurveSizes
 from analysis.studies.causal.tables import stacked
@@ -91,16 +91,21 @@ class SteeredStage(GridStage):
     def adopt(self, units: Sequence[UnitKey]) -> None:
         """Give experiments files of their own that an earlier version kept in one file for each layer.
 
-        That file stays as it is. One that was made with other settings is named and left alone.
+        That file stays as it is. One that was made with other settings is named and left alone; a damaged one
+        is set aside.
         """
         for layer in self.layers:
             path = self.store.study(self.stem, self.axis, layer)
             lacking = [unit for unit in units if unit.layer == layer and not self.on_disk(unit)]
-            if lacking and path.exists():
+            if path.exists() and (lacking or is_damaged(path)):
                 with claim(path, wait=True):
                     self._adopt(path, lacking)
 
     def _adopt(self, path: Path, units: Sequence[UnitKey]) -> None:
+        if is_damaged(path):
+            set_aside(path)
+        if not units or not path.exists():
+            return
         own = {
             name: value for name, value in self.identity(units[0]).items() if name not in ("exp", "levels")
         }

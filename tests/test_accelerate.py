@@ -83,6 +83,6 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
         "raise SystemExit(main())\n"
     )
     process = start("env", f"PYTHONPATH={ROOT}", *LAUNCH, script)
-    _, told = process.communicate(timeout=300)
+    _, told = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "error: the disk is full" in told

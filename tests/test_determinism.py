@@ -185,7 +185,7 @@ def test_two_processes_that_share_the_experiments_are_bit_identical(
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # as in this process
     running = [subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for line in work]
     for process in running:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
     assert main_predexp.main([*flags, "--clf", "lr", "--pc", "1", "--pred_exp_end", "-1"]) == 0
     same_units(undisturbed, store)

@@ -238,7 +238,7 @@ def test_both_plot_scripts_at_once_list_every_figure_of_both(tmp_path):
     flags = ["--results", str(tmp_path), "--log_level", "warning"]
     words = [[sys.executable, script, *flags] for script in ("plot_imit.py", "plot_pred.py")]
     running = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL) for line in words]
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(600) for process in running] == [0, 0]
     figures = {path.stem for path in store.figures.glob("*.json")}
     assert {"control_layer0", "axes_overview", "report_layer0", "report_observers"} <= figures
     assert set(summary(store.figures)) == figures

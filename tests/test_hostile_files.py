@@ -121,7 +121,7 @@ def read_apart(paths: list[Path]) -> dict[str, tuple[int, str]]:
     """Return path -> exit status (0 if all is well) and what was said."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", CHILD], input=json.dumps([str(path) for path in paths]),
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 

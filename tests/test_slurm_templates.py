@@ -110,7 +110,7 @@ def test_a_signal_stops_python_and_only_usr1_requeues(number, requeued, code, en
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=600)
     assert process.returncode == ends and b"stopped" in out
     told = (tmp_path / "scontrol").read_text() if (tmp_path / "scontrol").exists() else ""
     assert ("requeue 12_4" in told) == requeued
@@ -125,7 +125,7 @@ def test_work_that_is_finished_when_usr1_comes_is_not_requeued(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 0 and not (tmp_path / "scontrol").exists()
 
 

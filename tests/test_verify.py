@@ -146,5 +146,5 @@ def test_a_folder_without_results_is_an_error(argv, capsys):
 
 def test_the_command_line_is_that_of_the_documentation(store):
     words = [sys.executable, "-m", "tasks.verify", str(store.root)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0 and done.stdout.endswith("all is well\n") and done.stderr == ""

@@ -91,10 +91,11 @@ def run_study(args: argparse.Namespace, settings: Settings, store: Store) -> Non
     from analysis.experiments.control import ControlStage
     from analysis.experiments.preparation import Preparation
     from analysis.experiments.report import ReportStage
-    from analysis.experiments.study import draft_study, open_study
+    from analysis.experiments.study import Study, draft_study, open_study
 
     machine = machine_from(args)
     preparation = Preparation([store], settings, machine)
+    study: Study
     if args.dry_run:
         study = draft_study(store, settings, machine.shape(store.model).n_layers)
     else:

@@ -16,9 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analysis.base import processes
 from analysis.cli.flags import (
     add_levels_flag,
     add_run_flags,
@@ -30,11 +28,8 @@ from analysis.cli.flags import (
 )
 from analysis.cli.script import script, setup_logging
 from analysis.results.store import Store, provenance
-from analysis.studies.closed_loop.flags import Loop, add_loop_flags, loop_from
+from analysis.studies.closed_loop.flags import add_loop_flags, loop_from
 from configs.settings import Settings, as_plain
-
-if TYPE_CHECKING:
-    from analysis.experiments.preparation import Preparation
 
 log = logging.getLogger("neurofeedback")
 
@@ -76,25 +71,17 @@ def studies(args: argparse.Namespace) -> list[tuple[Settings, Store]]:
     return found
 
 
-def prepare_first(args: argparse.Namespace, preparation: Preparation) -> None:
-    """Do the preparation: all shards need it, one does it, and the others wait for that."""
-    from analysis.experiments.units import run
-
-    with processes.main_first():
-        first = processes.current(args.shard).index == 1  # the others find it done anew
-        run(preparation, overwrite=args.overwrite and first)
-
-
 def run_study(args: argparse.Namespace, settings: Settings, store: Store) -> None:
     """Run preparation, report and control of one model on one dataset, then show them."""
-    from analysis.cli.stages import do_share, machine_from, shows, tell
+    from analysis.cli.stages import do_share, machine_from, prepare_first, shows, tell
     from analysis.experiments.control import ControlStage
     from analysis.experiments.preparation import Preparation
     from analysis.experiments.report import ReportStage
-    from analysis.experiments.study import draft_study, open_study
+    from analysis.experiments.study import Study, draft_study, open_study
 
     machine = machine_from(args)
     preparation = Preparation([store], settings, machine)
+    study: Study
     if args.dry_run:
         study = draft_study(store, settings, machine.shape(store.model).n_layers)
     else:
@@ -112,27 +99,6 @@ def run_study(args: argparse.Namespace, settings: Settings, store: Store) -> Non
         figures, page, text = present(settings, store)
         print(text)
         print(f"\n{figures} figures: {store.figures / 'index.html'}\nreport page: {page}")
-
-
-def run_closed_loop(args: argparse.Namespace, settings: Settings, store: Store, loop: Loop) -> None:
-    """Run the closed loop alone, after the preparation that it needs, then show it."""
-    from analysis.cli.stages import do_share, machine_from, shows, tell
-    from analysis.experiments.preparation import Preparation
-    from analysis.experiments.study import draft_study, open_study
-    from analysis.studies.closed_loop.pages import present
-    from analysis.studies.closed_loop.stage import LoopStage
-
-    machine = machine_from(args)
-    preparation = Preparation([store], settings, machine)
-    if args.dry_run:
-        draft = draft_study(store, settings, machine.shape(store.model).n_layers)
-        tell(args, [preparation, LoopStage(draft, loop, machine)], store.model, machine)
-        return
-    prepare_first(args, preparation)
-    stage = LoopStage(open_study(store, settings), loop, machine)
-    do_share(args, [stage], store.folder)
-    if shows(args):
-        print(f"{present(stage)}\n\nfigures: {store.figures / 'loop_*.png'}")
 
 
 def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
@@ -170,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if loop is None:
             run_study(args, settings, store)
         else:
-            run_closed_loop(args, settings, store, loop)
+            from analysis.studies.closed_loop.command import closed_loop
+
+            closed_loop(args, settings, store, loop)
     log.info("done in %.0f s", time.perf_counter() - start)
     return 0
 

@@ -18,6 +18,7 @@ import main_prep
 from analysis.base.files import ROOT
 from analysis.experiments import runs
 from analysis.experiments import study as study_module
+from analysis.experiments.control import Control
 from analysis.results.store import Store, UnitKey, read
 from analysis.tables import control as control_tables
 from analysis.tables import read as tables_read
@@ -139,7 +140,7 @@ def test_a_run_stopped_at_any_unit_ends_bit_identical(
     undisturbed, prepared, config, tiny_folder, tmp_path, monkeypatch
 ):
     store = Store(copy_of(prepared, tmp_path), undisturbed.model, "commonsense")
-    real, done = runs.Control.unit, []
+    real, done = Control.unit, []
 
     def stops(self, key: UnitKey):
         done.append(key)
@@ -147,7 +148,7 @@ def test_a_run_stopped_at_any_unit_ends_bit_identical(
             raise KeyboardInterrupt
         return real(self, key)
 
-    monkeypatch.setattr(runs.Control, "unit", stops)
+    monkeypatch.setattr(Control, "unit", stops)
     flags = words(tiny_folder, config, store.root)
     control = [*flags, "--clf", "lr", "--pc", "1", "--imit_exp_end", "-1"]
     stopped = 0

@@ -12,6 +12,8 @@ import torch
 from analysis.base import files
 from analysis.base.errors import UserError
 from analysis.experiments import preparation, runs
+from analysis.experiments.control import ControlPrompts
+from analysis.experiments.machine import Machine
 from analysis.experiments.preparation import prepare
 from analysis.experiments.study import open_study
 from analysis.results.store import Store, UnitKey, read, write
@@ -71,7 +73,7 @@ def test_an_axis_with_all_sentences_on_one_side_is_refused_before_the_work(store
     meta = record.pop("meta")
     record["thresholds"] = np.full_like(record["thresholds"], 1e6)
     write(store.axes(1), record, meta.pop("identity"))
-    monkeypatch.setattr(runs, "_loaded", lambda *args: pytest.fail("loaded a model for nothing"))
+    monkeypatch.setattr(Machine, "model", lambda *args: pytest.fail("loaded a model for nothing"))
     with pytest.raises(
         UserError, match="all 20 trial sentences are on one side of the threshold of axis 'lr', layer 1"
     ):
@@ -81,12 +83,12 @@ def test_an_axis_with_all_sentences_on_one_side_is_refused_before_the_work(store
 def test_one_label_among_the_examples_of_an_experiment_is_fine(store, tiny_lm):
     study = open_study(store, SETTINGS)
     labels = study.labels(1, "lr")
-    one = [e for e in range(40) if len(set(labels[runs.Control.order(fake(study), e)][:2])) == 1][0]
+    one = [e for e in range(40) if len(set(labels[ControlPrompts.order(fake(study), e)][:2])) == 1][0]
     assert runs.run_control(store, SETTINGS, ["lr"], "1", [one], models={tiny_lm.name: tiny_lm}) == (1, 0)
 
 
 def fake(study: object) -> object:
-    """What Control.order needs of a Control."""
+    """What ``order`` needs of the prompts."""
     return type("Order", (), {"settings": SETTINGS, "study": study})()
 
 

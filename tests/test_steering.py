@@ -159,7 +159,8 @@ def test_a_model_without_keys_and_values_is_steered_in_its_reply(tokenizer, rng)
     model = make_model(config)
     tree = PrefixTree(model, tokenizer)
     assert not tree.packed
-    request = Request(rng.integers(11, 512, 20), [(5, 9)], [19], Sampling(6), [steer("add", 40, (15, None))])
+    push = steer("add", 40.0, (15, None))
+    request = Request(rng.integers(11, 512, 20), [(5, 9)], [19], Sampling(6), [push])
     reading = tree.read([request], LAYERS, ANSWERS)[0]
     assert worst_difference(model, [request], [reading]) < 1e-4
     assert reading.reply.ids == greedy(model, request, tree.stops)
@@ -188,11 +189,11 @@ def test_requests_share_what_is_steered_alike_and_nothing_after_the_first_differ
         return tree.total.prompt - before
 
     assert forwarded([], []) == 40
-    assert forwarded([], [steer("add", 1, (30, 40))]) == 40 + 10
-    assert forwarded([steer("add", 1, (10, 20))], [steer("add", 1, (10, 20))]) == 40
-    assert forwarded([steer("add", 1, (10, 20))], [steer("add", 1, (10, 25))]) == 40 + 20
-    assert forwarded([steer("add", 1, (10, 20))], [steer("add", 2, (10, 20))]) == 40 + 30
-    assert forwarded([], [steer("add", 1, (40, None))], [steer("add", 1, (40, 40))]) == 40
+    assert forwarded([], [steer("add", 1.0, (30, 40))]) == 40 + 10
+    assert forwarded([steer("add", 1.0, (10, 20))], [steer("add", 1.0, (10, 20))]) == 40
+    assert forwarded([steer("add", 1.0, (10, 20))], [steer("add", 1.0, (10, 25))]) == 40 + 20
+    assert forwarded([steer("add", 1.0, (10, 20))], [steer("add", 2.0, (10, 20))]) == 40 + 30
+    assert forwarded([], [steer("add", 1.0, (40, None))], [steer("add", 1.0, (40, 40))]) == 40
 
 
 def test_a_trie_without_variants_is_one_with_equal_variants_and_others_split_it():

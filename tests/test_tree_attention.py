@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 
-from analysis.engine import attention, blocks, sight
+from analysis.engine import attention, blocks, plan, sight, spans
+from analysis.engine import trie as trie_module
 from analysis.engine.attention import Group, additive, attend, prompt_layout, runs_of
 from analysis.engine.blocks import attend_in_blocks, make_blocks
+from analysis.engine.masks import Masks
 from analysis.engine.plan import Decode, make_plan
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Request
 from analysis.engine.spans import SpanMeans
+from analysis.engine.table import SlotTable
 from analysis.engine.trie import build_trie
 
 HEADS, SHARED, WIDTH = 2, 3, 8
@@ -97,9 +102,9 @@ def test_span_means_are_means_over_each_span_also_where_spans_share_tokens(rng):
     requests = [Request(ids[0], [(0, 3), (2, 4)]), Request(ids[1], [(1, 3)]), Request(ids[2], [(3, 4)])]
     trie = build_trie(ids)
     states = rng.standard_normal((len(trie), 2, 5)).astype(np.float32)  # per node and layer
-    spans = SpanMeans(trie.paths, requests, n_layers=2)
+    sums = SpanMeans(trie.paths, requests, n_layers=2)
     for nodes in (np.arange(2), np.arange(2, len(trie))):
-        add = spans.step(nodes)
+        add = sums.step(nodes)
         for layer in (0, 1):
             add(layer, torch.from_numpy(states[nodes, layer])[None])
     expected = [
@@ -107,7 +112,7 @@ def test_span_means_are_means_over_each_span_also_where_spans_share_tokens(rng):
         for request, path in zip(requests, trie.paths, strict=True)
         for start, stop in request.spans
     ]
-    np.testing.assert_allclose(spans.means(5), expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.means(5), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -154,3 +159,29 @@ def test_a_preparation_on_a_gpu_takes_blocks(tiny_lm, rng, monkeypatch):
     expected = PrefixTree(tiny_lm.model, tiny_lm.tokenizer, packed=False).read(requests, [0, 3])
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-3, atol=1e-5)
+
+
+def test_groups_of_replies_are_those_of_the_worked_example(tiny_lm):
+    trie = build_trie([[7, 8, 9, 1], [7, 8, 9, 2], [7, 8, 9, 3]])
+    table = SlotTable(trie, 12)
+    for nodes in ([0, 1, 2, 3], [4, 5]):
+        table.append(np.array(nodes))
+    assert [table.fork(node) for node in (3, 4, 5)] == [3, 2, 2]
+    attending = sight.BySlots(Masks(tiny_lm.model), table, torch.device("cpu"))
+    first = np.array([6, 8, 10])
+    replies = attending.replies(np.array([4, 5, 3]), first, np.array([2, 2, 2]))
+    table.reserve(6)
+    for place in range(2):
+        seen = replies.step(np.arange(3), first + place, np.array([4, 4, 4]) + place)
+    packed, trunk = seen.layout.groups
+    assert (seen.shown, packed.rows, trunk.rows) == (((0, 12),), (0, 2), (2, 3))
+    assert (packed.runs, packed.own) == (((0, 3),), ((4, 6), (6, 10)))
+    assert (packed.mask == 0).int().tolist() == [[1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 1]]
+    assert (trunk.runs, trunk.own) == (((0, 4),), ((10, 12),))
+    assert (trunk.mask == 0).int().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("module", [trie_module, plan, spans])
+def test_worked_examples_are_true(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed

@@ -15,6 +15,7 @@ from analysis.base import processes
 from analysis.cli.flags import loading_options, settings_from, store_from
 from analysis.experiments.dry_run import dry_run
 from analysis.experiments.machine import Machine
+from analysis.experiments.preparation import Preparation
 from analysis.experiments.study import Study, draft_study, open_study
 from analysis.experiments.units import Stage, run
 from analysis.results.store import Store
@@ -42,6 +43,13 @@ def tell(args: argparse.Namespace, stages: Sequence[Stage[Any]], model: str, mac
     text = dry_run(stages, model, machine, processes.asked(args.shard), args.overwrite)
     if processes.is_main():
         print(text)
+
+
+def prepare_first(args: argparse.Namespace, preparation: Preparation) -> None:
+    """Do the whole preparation: every shard needs it, one process does it, and the others wait for that."""
+    with processes.main_first():
+        first = processes.current(args.shard).index == 1  # the others find it done anew
+        run(preparation, overwrite=args.overwrite and first)
 
 
 def do_share(args: argparse.Namespace, stages: Sequence[Stage[Any]], folder: Path) -> None:

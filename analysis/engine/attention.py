@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -46,8 +47,8 @@ class Group:
     """Every row sees all of these."""
     own: tuple[Slots, ...]
     """Some rows see some of these."""
-    mask: torch.Tensor
-    """(n, slots of ``own``) float32: 0 where the row sees the slot, else the most negative number."""
+    mask: Float[torch.Tensor, "n own"]
+    """Over the slots of ``own``: 0 where the row sees the slot, else the most negative number."""
     in_order: bool = False
     """The own slots are those of the rows, which see none after their own."""
 
@@ -83,7 +84,11 @@ Layout = Groups | Path | Blocks | Dense
 
 
 def prompt_layout(
-    nodes: np.ndarray, parent: np.ndarray, end: np.ndarray, first: int, runs_to: dict[int, tuple[Slots, ...]]
+    nodes: Int[np.ndarray, " C"],
+    parent: Int[np.ndarray, " M"],
+    end: Int[np.ndarray, " M"],
+    first: int,
+    runs_to: dict[int, tuple[Slots, ...]],
 ) -> list[Group]:
     """Return the layout of trie nodes that are forwarded now, into the slots from ``first`` on.
 
@@ -109,12 +114,12 @@ def prompt_layout(
     return groups
 
 
-def is_chain(nodes: np.ndarray, parent: np.ndarray) -> bool:
+def is_chain(nodes: Int[np.ndarray, " C"], parent: Int[np.ndarray, " M"]) -> bool:
     """Return whether each of ``nodes`` follows the one before it."""
     return bool((parent[nodes[1:]] == nodes[:-1]).all())
 
 
-def runs_of(slots: np.ndarray) -> tuple[Slots, ...]:
+def runs_of(slots: Int[np.ndarray, " n"]) -> tuple[Slots, ...]:
     """Return increasing slot numbers as runs."""
     if not len(slots):
         return ()
@@ -122,8 +127,8 @@ def runs_of(slots: np.ndarray) -> tuple[Slots, ...]:
     return tuple((int(part[0]), int(part[-1]) + 1) for part in np.split(slots, cuts))
 
 
-def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return 0 where ``seen`` (...) is True and the most negative number of ``dtype`` elsewhere."""
+def additive(seen: Bool[torch.Tensor, "*shape"], dtype: torch.dtype) -> Float[torch.Tensor, "*shape"]:
+    """Return 0 where ``seen`` is True and the most negative number of ``dtype`` elsewhere."""
     zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return zeros.masked_fill_(~seen, torch.finfo(dtype).min)
 
@@ -133,15 +138,21 @@ def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Float[torch.Tensor, "1 H C E"],
+    key: Float[torch.Tensor, "1 G S E"],
+    value: Float[torch.Tensor, "1 G S F"],
+    attention_mask: Float[
+        torch.Tensor,
+        (
+            1  # H C S
+        ),
+    ]
+    | None,
     scaling: float | None = None,
     tree_layout: Layout | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend as transformers asks: query (1, H, C, E), key and value (1, G, S, E) to (1, C, H, E)."""
+) -> tuple[Float[torch.Tensor, "1 C H F"], None]:
+    """Attend as transformers asks."""
     if tree_layout is None:
         raise RuntimeError(
             "attention was not told who sees what: this model does not pass keywords on to it, or it was "
@@ -158,8 +169,13 @@ def _attention(
     return _attend_along(query, key, value, scale), None
 
 
-def _attend_along(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return (1, C, H, E) for rows (1, H, C, E) that are one path after the other slots (1, G, S, E)."""
+def _attend_along(
+    query: Float[torch.Tensor, "1 H C E"],
+    key: Float[torch.Tensor, "1 G S E"],
+    value: Float[torch.Tensor, "1 G S F"],
+    scale: float,
+) -> Float[torch.Tensor, "1 C H F"]:
+    """Attend from rows that are one path after the other slots."""
     times = query.shape[1] // key.shape[1]
     bias = causal_lower_right(query.shape[2], key.shape[2])
     key, value = repeat_kv(key, times), repeat_kv(value, times)
@@ -170,13 +186,16 @@ AttentionInterface.register(NAME, _attention)
 
 
 def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, groups: Sequence[Group]
-) -> torch.Tensor:
-    """Return the mean values (C, H, E) of what each row sees, weighted by the softmax of query times key.
+    query: Float[torch.Tensor, "H C E"],
+    keys: Float[torch.Tensor, "G S E"],
+    values: Float[torch.Tensor, "G S E"],
+    groups: Sequence[Group],
+) -> Float[torch.Tensor, "C H E"]:
+    """Return the mean values of what each row sees, weighted by the softmax of query times key.
 
     Args:
-        query: (H, C, E) float32, scaled.
-        keys, values: (G, S, E) float32, every slot.
+        query: float32, scaled.
+        keys, values: float32, of every slot.
         groups: they hold every row once.
     """
     out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
@@ -190,8 +209,13 @@ def attend(
     return out
 
 
-def _few_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return (G, H / G, n, E) for some rows (G, H / G, n, E): all heads at once, keys where they lie."""
+def _few_rows(
+    query: Float[torch.Tensor, "G shared n E"],
+    keys: Float[torch.Tensor, "G S E"],
+    values: Float[torch.Tensor, "G S E"],
+    group: Group,
+) -> Float[torch.Tensor, "G shared n E"]:
+    """Attend from some rows, whose heads are in groups that share keys: all at once, keys where they lie."""
     flat, spans = query.flatten(1, 2), (*group.runs, *group.own)
     weights = torch.cat([flat @ keys[:, start:stop].transpose(1, 2) for start, stop in spans], dim=2)
     weights.unflatten(1, query.shape[1:3])[..., -group.mask.shape[1] :] += group.mask
@@ -201,8 +225,13 @@ def _few_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, gro
     return out.unflatten(1, query.shape[1:3])
 
 
-def _many_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return (G, H / G, n, E) for rows in order: head by head, in blocks, without slots after a block."""
+def _many_rows(
+    query: Float[torch.Tensor, "G shared n E"],
+    keys: Float[torch.Tensor, "G S E"],
+    values: Float[torch.Tensor, "G S E"],
+    group: Group,
+) -> Float[torch.Tensor, "G shared n E"]:
+    """Attend from rows in order: head by head, in blocks, without slots after a block."""
     keys, values = _gather(keys, group), _gather(values, group)
     shared, count = query.shape[1:3]
     before = keys.shape[1] - count
@@ -220,8 +249,8 @@ def _many_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, gr
     return out
 
 
-def _gather(states: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return (G, slots of the group, E), without a copy where these slots follow each other."""
+def _gather(states: Float[torch.Tensor, "G S E"], group: Group) -> Float[torch.Tensor, "G own E"]:
+    """Return the slots of the group, without a copy where these slots follow each other."""
     spans = (*group.runs, *group.own)
     if all(stop == start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)):
         return states[:, spans[0][0] : spans[-1][1]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
@@ -27,12 +28,12 @@ LONGEST = 1024
 class Blocks:
     """Rows of one forward call in blocks that see nothing of each other."""
 
-    rows: torch.Tensor
-    """(B, W) int64 row at each place; places that stay empty hold row 0."""
-    places: torch.Tensor
-    """(C,) int64 where each row stands in the flattened blocks."""
-    seen: torch.Tensor
-    """(B, 1, W, P + W) whether a place sees a slot before, or a place of its block."""
+    rows: Int[torch.Tensor, "B W"]
+    """Row at each place; places that stay empty hold row 0."""
+    places: Int[torch.Tensor, " C"]
+    """Where each row stands in the flattened blocks."""
+    seen: Bool[torch.Tensor, "B 1 W PW"]
+    """Whether a place sees each of the P slots before and the W places of its block."""
 
     def on(self, device: torch.device) -> Blocks:
         """Return the same on a device: the blocks of a model may lie on several."""
@@ -42,7 +43,11 @@ class Blocks:
 
 
 def make_blocks(
-    nodes: np.ndarray, parent: np.ndarray, end: np.ndarray, before: np.ndarray, device: torch.device
+    nodes: Int[np.ndarray, " C"],
+    parent: Int[np.ndarray, " M"],
+    end: Int[np.ndarray, " M"],
+    before: Int[np.ndarray, " P"],
+    device: torch.device,
 ) -> Blocks | None:
     """Return blocks of whole subtrees, or None where blocks would be large or their prefix long.
 
@@ -71,7 +76,9 @@ def make_blocks(
     return Blocks(*tensors)
 
 
-def cut_subtrees(roots: np.ndarray, count: int, most: int, parents: np.ndarray | None = None) -> list[int]:
+def cut_subtrees(
+    roots: Int[np.ndarray, " n"], count: int, most: int, parents: Int[np.ndarray, " {count}"] | None = None
+) -> list[int]:
     """Return where to cut rows between subtrees, from 0 to the end: as many of them together as fit.
 
     Args:
@@ -89,9 +96,13 @@ def cut_subtrees(roots: np.ndarray, count: int, most: int, parents: np.ndarray |
 
 
 def attend_in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Blocks, scale: float
-) -> torch.Tensor:
-    """Return (1, C, H, E) for query (1, H, C, E) and key, value (1, G, P + C, E)."""
+    query: Float[torch.Tensor, "1 H C E"],
+    key: Float[torch.Tensor, "1 G S E"],
+    value: Float[torch.Tensor, "1 G S E"],
+    blocks: Blocks,
+    scale: float,
+) -> Float[torch.Tensor, "1 C H E"]:
+    """Attend in blocks; the S slots are P before and the C own ones."""
     count, places = query.shape[2], blocks.rows.shape
     keys, values = (_own_and_before(states, blocks.rows, count, query.shape[1]) for states in (key, value))
     rows = query[0][:, blocks.rows].transpose(0, 1)
@@ -99,8 +110,10 @@ def attend_in_blocks(
     return found.transpose(1, 2).reshape(places.numel(), *found.shape[1:2], -1)[blocks.places][None]
 
 
-def _own_and_before(states: torch.Tensor, rows: torch.Tensor, count: int, heads: int) -> torch.Tensor:
-    """Return (B, H, P + W, E): what each block looks at."""
+def _own_and_before(
+    states: Float[torch.Tensor, "1 G S E"], rows: Int[torch.Tensor, "B W"], count: int, heads: int
+) -> Float[torch.Tensor, "B {heads} PW E"]:
+    """Return P before and W own slots, PW in all: what each block looks at."""
     length = states.shape[2] - count
     own = states[0][:, length + rows].transpose(0, 1)
     before = states[:, :, :length].expand(len(rows), -1, -1, -1)

@@ -89,6 +89,7 @@ def _trial_requests(context: Context) -> list[Request]:
 def _difference(packed: Reading, plain: Reading) -> float:
     """Return the largest relative difference of states and logits, and of the reply if it is the same."""
     pairs = [(packed.pooled, plain.pooled), (packed.logits, plain.logits)]
-    if packed.reply and packed.reply.sentence and packed.reply.ids == plain.reply.ids:
-        pairs.append((packed.reply_pooled, plain.reply_pooled))
+    one, other = packed.reply, plain.reply
+    if one and other and one.sentence and one.ids == other.ids:
+        pairs.append((packed.reply_mean(), plain.reply_mean()))
     return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]))

@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from analysis.base.errors import UserError
 from analysis.engine.cache import TreeCache
@@ -90,7 +91,7 @@ class Dialogues:
         for b, path in enumerate(trie.paths):
             self.member[b, path] = True
             owner[path] = b  # any conversation through a node knows its ancestors
-        self.logits = self._forward(trie.token, owner, trie.depth, [path[-1] for path in trie.paths])
+        self.logits = self._forward(trie.token, owner, trie.depth, [int(path[-1]) for path in trie.paths])
         """(B, V) of the token that comes next."""
 
     def _checked(self, ids: np.ndarray, b: int, what: str) -> np.ndarray:
@@ -124,7 +125,7 @@ class Dialogues:
         position = self.member.sum(axis=1)[owner] + within
         self.member[owner, self.used + np.arange(len(owner))] = True
         self.tokens.added += len(owner)
-        self.logits = self._forward(np.concatenate(messages), owner, position, list(ends - 1))
+        self.logits = self._forward(np.concatenate(messages), owner, position, (ends - 1).tolist())
 
     def _check_count(self, given: Sequence[object], what: str) -> None:
         if len(given) != len(self.member):
@@ -232,7 +233,7 @@ class Dialogues:
         logits = self._call(
             self.quiet, tokens[now], owner[now], position[now], inside - start, lambda *_: None
         )
-        return {} if logits is None else dict(zip(inside.tolist(), logits, strict=True))
+        return dict(zip(inside.tolist(), logits, strict=True))
 
     @contextmanager
     def _engaged(self) -> Iterator[None]:
@@ -243,13 +244,13 @@ class Dialogues:
     def _call(
         self,
         passes: Passes,
-        tokens: np.ndarray,
-        owner: np.ndarray,
-        position: np.ndarray,
-        rows: np.ndarray,
+        tokens: Int[np.ndarray, " C"],
+        owner: Int[np.ndarray, " C"],
+        position: Int[np.ndarray, " C"],
+        rows: Int[np.ndarray, " n"],
         sink: Sink,
-    ) -> torch.Tensor | None:
-        """Run the model on one packed row (C,); return logits (len(rows), V)."""
+    ) -> Float[torch.Tensor, "n V"]:
+        """Run the model on one packed row; return logits of n of its tokens."""
         first, stop = self.used, self.used + len(tokens)
         self.token[first:stop], self.position[first:stop] = tokens, position
         slot, device = np.arange(stop), self.context.device

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int
 
 from analysis.engine.request import Request
 
@@ -17,7 +18,7 @@ class Logits:
     """The logits of all requests of a read."""
 
     def __init__(
-        self, paths: Sequence[np.ndarray], requests: Sequence[Request], answers: Sequence[int]
+        self, paths: Sequence[Int[np.ndarray, " _"]], requests: Sequence[Request], answers: Sequence[int]
     ) -> None:
         """List the nodes whose logits are wanted: answer positions and the ends of prompts with replies."""
         self.paths, self.requests = paths, requests
@@ -33,8 +34,8 @@ class Logits:
         self._found: list[tuple[np.ndarray, torch.Tensor]] = []
         """Places in ``nodes``, and their logits (count, A) on the model's device."""
 
-    def keep(self, nodes: np.ndarray, logits: torch.Tensor) -> None:
-        """Keep what is asked for of logits (len(nodes), V), without waiting for the device."""
+    def keep(self, nodes: Int[np.ndarray, " n"], logits: Float[torch.Tensor, "n V"]) -> None:
+        """Keep what is asked for of the logits after nodes, without waiting for the device."""
         places = np.searchsorted(self.nodes, nodes)
         asked = np.flatnonzero(np.isin(nodes, self.nodes))
         if len(asked) and len(self.answers):
@@ -45,8 +46,8 @@ class Logits:
             if node in ends:
                 self.after[node] = logits[row]
 
-    def answered(self) -> list[np.ndarray]:
-        """Return (len(logits_at), A) float32 for each request."""
+    def answered(self) -> list[Float32[np.ndarray, "positions A"]]:
+        """Return the answers' logits at ``logits_at`` for each request."""
         table = np.empty((len(self.nodes), len(self.answers)), np.float32)
         for places, found in self._found:
             table[places] = found.cpu().numpy()

@@ -1,8 +1,12 @@
-"""What a model takes as attention mask, from "who may look at whom"."""
+"""What a model takes as attention mask, from "who may look at whom".
+
+Shape letters: C tokens forwarded now   S cache slots shown
+"""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from transformers import PreTrainedModel
 
 from analysis.engine.attention import additive
@@ -33,12 +37,12 @@ class Masks:
         """Whether all layers attend fully or in a sliding window."""
         return self.kinds <= {"full_attention", "sliding_attention"}
 
-    def build(self, allowed: torch.Tensor, distance: torch.Tensor) -> Mask:
+    def build(self, allowed: Bool[torch.Tensor, "C S"], distance: Int[torch.Tensor, "C S"]) -> Mask:
         """Return the mask(s) for one forward pass.
 
         Args:
-            allowed: (C, S) bool, True where the slot is the token itself or an ancestor of it.
-            distance: (C, S) int64, position of the token minus position of the slot's token.
+            allowed: True where the slot is the token itself or an ancestor of it.
+            distance: position of the token minus position of the slot's token.
         """
         masks = {}
         for kind in self.kinds:
@@ -48,9 +52,9 @@ class Masks:
             masks[kind] = self._as_argument(seen)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def none(self, rows: int, slots: int, device: torch.device) -> torch.Tensor:
+    def none(self, rows: int, slots: int, device: torch.device) -> Float[torch.Tensor, "1 1 {rows} {slots}"]:
         """Return a mask of the shape that models expect, without memory, for attention that needs none."""
         return torch.zeros(1, 1, 1, 1, dtype=self.dtype, device=device).expand(1, 1, rows, slots)
 
-    def _as_argument(self, seen: torch.Tensor) -> torch.Tensor:
+    def _as_argument(self, seen: Bool[torch.Tensor, "C S"]) -> Float[torch.Tensor, "1 1 C S"]:
         return additive(seen, self.dtype)[None, None]

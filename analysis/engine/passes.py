@@ -1,6 +1,6 @@
 """The forward passes of one read: each is governed by what it is handed.
 
-Shape letters: C tokens forwarded now   V vocabulary
+Shape letters: C tokens forwarded now   n rows whose logits are wanted   V vocabulary
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from analysis.engine.attention import Slots
 from analysis.engine.cache import TreeCache
@@ -33,30 +34,30 @@ class Passes:
 
     def run(
         self,
-        ids: np.ndarray,
-        position: np.ndarray,
-        acting: np.ndarray,
-        places: Slots | np.ndarray,
+        ids: Int[np.ndarray, " C"],
+        position: Int[np.ndarray, " C"],
+        acting: Int[np.ndarray, " C"],
+        places: Slots | Int[np.ndarray, " C"],
         sight: Sight,
-        rows: np.ndarray,
+        rows: Int[np.ndarray, " n"],
         sink: Sink,
-    ) -> torch.Tensor | None:
+    ) -> Float[torch.Tensor, "n V"]:
         """Forward one row.
 
         Args:
-            ids: (C,) int64 tokens.
-            position: (C,) int64 of each token in its sequence.
-            acting: (C,) what steers each token, see Interventions.
+            ids: tokens.
+            position: of each token in its sequence.
+            acting: what steers each token, see Interventions.
             places: cache slots of the tokens, [start, stop) or one each.
             sight: what they see.
             rows: places in ``ids`` whose logits are wanted.
             sink: takes the states of each layer.
 
         Returns:
-            Logits (len(rows), V), None without rows: the head of the model sees these rows only.
+            Their logits: the head of the model sees these rows only.
         """
         context = self.context
-        inputs = {
+        inputs: dict[str, object] = {
             "input_ids": self._tensor(ids)[None],
             "position_ids": self._tensor(position)[None],
             "attention_mask": sight.mask,
@@ -75,7 +76,7 @@ class Passes:
                 context.model.base_model(**inputs)
             except StopForward:
                 pass
-        return None
+        return torch.empty(0, context.outputs)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.context.device)

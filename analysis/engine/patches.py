@@ -16,10 +16,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from analysis.engine import kernels
 from analysis.engine.attention import NAME
@@ -55,7 +55,7 @@ class _Sharing:
 
 @contextmanager
 def engaged(
-    model: PreTrainedModel, *, attention: bool = False, products: bool = False, heads: bool = False
+    model: nn.Module, *, attention: bool = False, products: bool = False, heads: bool = False
 ) -> Iterator[None]:
     """Own ``model`` in the block, and change what is asked for.
 
@@ -98,8 +98,9 @@ def _alone(model: nn.Module) -> Iterator[None]:
             seat.owner = None
 
 
-def _attend_by_layout(model: PreTrainedModel, undo: ExitStack) -> None:
-    config = model.config.get_text_config()
+def _attend_by_layout(model: nn.Module, undo: ExitStack) -> None:
+    whole: Any = model.config
+    config = whole.get_text_config()
     before = config._attn_implementation
     if before == NAME:
         raise Busy(
@@ -133,6 +134,6 @@ def _use_products(model: nn.Module, undo: ExitStack) -> None:
     if not kernels.onednn_is_faster():
         return
     for layer in model.modules():
-        if kernels.is_plain_linear(layer):
+        if isinstance(layer, nn.Linear) and kernels.is_plain_linear(layer):
             undo.callback(vars(layer).pop, "forward", None)
-            layer.forward = partial(kernels.linear, layer)
+            vars(layer)["forward"] = partial(kernels.linear, layer)  # found before that of its class

@@ -3,8 +3,8 @@
 Slower and with the same results: a plain causal forward pass per request, the same pooling and sampling. A
 prompt is forwarded at once; if memory runs out, in parts that see what came before in the model's own cache.
 
-Shape letters: T tokens of the request   C tokens forwarded now   V vocabulary   A answers   L layers
-D hidden size
+Shape letters: T tokens of the request   C tokens forwarded now   n rows whose logits are wanted
+V vocabulary   A answers   L layers   D hidden size
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from analysis.base.errors import UserError
 from analysis.engine.context import Context
@@ -81,28 +82,27 @@ class _PlainRead:
             reading.reply, reading.reply_pooled = self.write(request.reply, logits[-1:])
         return reading
 
-    def prompt(self, most: int) -> torch.Tensor:
-        """Forward the prompt; return logits (positions asked for, and the last if there is a reply, V)."""
+    def prompt(self, most: int) -> Float[torch.Tensor, "n V"]:
+        """Forward the prompt; return logits at positions asked for, and the last if there is a reply."""
         request, ids = self.request, np.asarray(self.request.ids).tolist()
         rows = np.array([*request.logits_at, *([len(ids) - 1] if request.reply else [])], np.int64)
-        found: torch.Tensor | None = None
+        parts: list[torch.Tensor] = []
+        order: list[int] = []
         for start in range(0, len(ids), most):
             part = ids[start : start + most]
             here = np.flatnonzero((start <= rows) & (rows < start + len(part)))
-            logits = self.call(part, (rows[here] - start).tolist(), partial(self.pool, start))
-            if found is None:
-                found = logits.new_empty(len(rows), logits.shape[-1])
-            found[here] = logits
-        return found
+            parts.append(self.call(part, (rows[here] - start).tolist(), partial(self.pool, start)))
+            order += here.tolist()
+        return torch.cat(parts)[np.argsort(order)]
 
-    def pool(self, first: int, slot: int, hidden: torch.Tensor) -> None:
-        """Add the states (1, C, D) of the tokens from ``first`` on to the sums over their spans."""
+    def pool(self, first: int, slot: int, hidden: Float[torch.Tensor, "1 C D"]) -> None:
+        """Add the states of the tokens from ``first`` on to the sums over their spans."""
         for s, (start, stop) in enumerate(self.request.spans):
             inside = hidden[0, max(start - first, 0) : max(stop - first, 0)]
             self.pooled[s, slot] += inside.float().sum(0).cpu().numpy()
 
-    def call(self, ids: list[int], rows: list[int], sink: Sink) -> torch.Tensor:
-        """Forward ``ids`` after what came before; return logits (len(rows), V).
+    def call(self, ids: list[int], rows: list[int], sink: Sink) -> Float[torch.Tensor, "n V"]:
+        """Forward ``ids`` after what came before; return logits of n ``rows`` of them.
 
         A model that hands back no keys and values is given everything again.
         """
@@ -133,7 +133,9 @@ class _PlainRead:
                 "model, or a smaller --dtype"
             )
 
-    def write(self, sampling: Sampling, logits: torch.Tensor) -> tuple[Reply, np.ndarray]:
+    def write(
+        self, sampling: Sampling, logits: Float[torch.Tensor, "1 V"]
+    ) -> tuple[Reply, Float[np.ndarray, "L D"]]:
         context, reply = self.context, Reply(sampling)
         means = ReplyMeans([reply], len(self.layers))
         while not reply.done:

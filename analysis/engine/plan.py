@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from analysis.engine.trie import Trie
 
@@ -27,8 +28,8 @@ JOINT_SLOTS = 32768
 class Forward:
     """Forward these nodes in one call; they are appended to the cache."""
 
-    nodes: np.ndarray
-    """(C,) int64; every ancestor is in the cache or earlier in this array."""
+    nodes: Int[np.ndarray, " C"]
+    """Every ancestor is in the cache or earlier in this array."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ def make_plan(
     """Order the work: a trunk is forwarded causally, what hangs off it in packed rows.
 
     Replies wait with their prompts in the cache, so that those of many trunks are decoded together.
+
+    A trunk of three tokens with two branches (see build_trie). What fits in one call is packed; else the
+    trunk goes on into the larger branch, in calls of the budget, and the other branch is forwarded behind it,
+    seeing the first three slots only. Replies to both are then written together, in slots 6 to 15:
+
+        >>> from analysis.engine.trie import build_trie
+        >>> trie = build_trie([[7, 8, 9, 1], [7, 8, 9, 2, 3]])
+        >>> [getattr(step, "nodes", step) for step in make_plan(trie, {}, token_budget=8).steps]
+        [array([0, 1, 2, 3, 4, 5]), Crop(length=0)]
+        >>> plan = make_plan(trie, {0: 5, 1: 5}, token_budget=4)
+        >>> [step.nodes.tolist() for step in plan.steps[:3]], plan.steps[3:]
+        ([[0, 1, 2, 4], [5], [3]], (Decode(requests=(1, 0)), Crop(length=6), Crop(length=0)))
+        >>> plan.slots
+        16
 
     Args:
         trie: the sequences.
@@ -108,7 +123,7 @@ class _Planner:
         """Return the most slots that the replies of ``requests`` take."""
         return sum(self.replies[b] for b in requests)
 
-    def forward(self, nodes: np.ndarray) -> None:
+    def forward(self, nodes: Int[np.ndarray, " n"]) -> None:
         for start in range(0, len(nodes), self.budget):
             self.steps.append(Forward(nodes[start : start + self.budget]))
         self.grow(len(nodes))
@@ -143,9 +158,10 @@ class _Planner:
         self.hang(hanging, writing, self.slots)
         self.crop(before)
 
-    def heavy_path(self, root: int) -> tuple[np.ndarray, list[int]]:
+    def heavy_path(self, root: int) -> tuple[Int[np.ndarray, " n"], list[int]]:
         """Return the path that follows the largest subtree, and the nodes that hang off it."""
-        trunk, hanging, node = [root], [], root
+        trunk, node = [root], root
+        hanging: list[int] = []
         while True:
             children = list(self.trie.children(node))
             if not children:
@@ -162,7 +178,9 @@ class _Planner:
             writing: requests whose prompts end on the trunk.
             top: slots up to here are still needed after this.
         """
-        quiet, writers, large = [], [], []
+        quiet: list[int] = []
+        writers: list[int] = []
+        large: list[int] = []
         for node in nodes:
             writes, fits = bool(self.writers(node)), self.trie.size(node) <= self.budget
             # what writes and hangs off nothing is a trunk, too, however short
@@ -180,7 +198,8 @@ class _Planner:
 
     def write(self, on_trunk: list[int], subtrees: list[int], top: int) -> None:
         """Forward prompts that hang off a trunk; their replies wait, or are decoded when too many do."""
-        group, requests, used = [], [*on_trunk], self.longest(on_trunk)
+        group: list[int] = []
+        requests, used = [*on_trunk], self.longest(on_trunk)
         for child in sorted(subtrees):
             own = self.writers(child)
             need = self.trie.size(child) + self.longest(own)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from analysis.base.errors import UserError
 from analysis.engine.context import Context
@@ -70,8 +71,8 @@ def checked_layers(context: Context, layers: Sequence[int]) -> list[int]:
     return found
 
 
-def checked_ids(context: Context, ids: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
-    """Return token ids as an array (T,) int64."""
+def checked_ids(context: Context, ids: Any, what: str) -> Int64[np.ndarray, " T"]:
+    """Return token ids as an array."""
     array = np.asarray(ids)
     if array.ndim != 1 or not len(array):
         raise BadRequest(f"{what} of shape {array.shape}: give one sequence of at least one token")
@@ -108,7 +109,7 @@ def check_context(context: Context, lengths: Sequence[tuple[int, Sampling | None
         )
 
 
-# ---------------------------------------------------------------- the parts of a request
+# ---------------------------------------------------------------- what may be anything
 
 
 def _checked(context: Context, request: Request) -> Request:
@@ -122,7 +123,7 @@ def _checked(context: Context, request: Request) -> Request:
     return replace(request, ids=ids, spans=spans, logits_at=places)
 
 
-def _span(span: Sequence[int], length: int) -> tuple[int, int]:
+def _span(span: Any, length: int) -> tuple[int, int]:
     try:
         start, stop = span
     except (TypeError, ValueError):
@@ -135,7 +136,7 @@ def _span(span: Sequence[int], length: int) -> tuple[int, int]:
     return first, last
 
 
-def _place(place: int, length: int) -> int:
+def _place(place: Any, length: int) -> int:
     given = _integer(place, "a position of logits_at")
     if not -length <= given < length:
         raise BadRequest(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_BACK = 16
@@ -67,7 +68,11 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(ids)
 
 
-def draw(logits: torch.Tensor, temperatures: np.ndarray, uniform: np.ndarray) -> list[int]:
+def draw(
+    logits: Float[torch.Tensor, "R V"],
+    temperatures: Float[np.ndarray, " R"],
+    uniform: Float[np.ndarray, " R"],
+) -> list[int]:
     """Return one token id per row: argmax at temperature 0, else by inverse of the cumulative softmax.
 
     Args:
@@ -87,7 +92,7 @@ def draw(logits: torch.Tensor, temperatures: np.ndarray, uniform: np.ndarray) ->
     return torch.where(hot, sampled, greedy).tolist()
 
 
-def draw_next(logits: torch.Tensor, replies: Sequence[Reply]) -> list[int]:
+def draw_next(logits: Float[torch.Tensor, "R V"], replies: Sequence[Reply]) -> list[int]:
     """Return the next token of each of R replies, from logits (R, V)."""
     heat = np.array([reply.sampling.temperature for reply in replies])
     return draw(logits, heat, np.array([reply.uniform[len(reply.ids)] for reply in replies]))
@@ -162,9 +167,9 @@ class ReplyMeans:
         self.ring: torch.Tensor | None = None  # (W, L, R, D)
         self.sums: torch.Tensor | None = None  # (R, L, D) float32
 
-    def hold(self, slot: int, rows: Sequence[int] | np.ndarray, hidden: torch.Tensor) -> None:
-        """Keep the states (len(rows), D) of the newest token of ``rows`` at one layer."""
-        if self.ring is None:
+    def hold(self, slot: int, rows: Sequence[int], hidden: Float[torch.Tensor, "n D"]) -> None:
+        """Keep the states of the newest token of each of n ``rows`` at one layer."""
+        if self.ring is None or self.sums is None:
             shape = (self.n_layers, len(self.replies), hidden.shape[-1])
             self.ring = hidden.new_zeros(HELD_BACK + 1, *shape)
             self.sums = hidden.new_zeros(shape[1], shape[0], shape[2], dtype=torch.float32)
@@ -180,11 +185,11 @@ class ReplyMeans:
                 rows.append(row)
                 places.append(token % (HELD_BACK + 1))
             reply.counted = max(reply.counted, reply.stop)
-        if rows and self.ring is not None:
+        if rows and self.ring is not None and self.sums is not None:
             index = torch.tensor(rows, device=self.sums.device)
             self.sums.index_add_(0, index, self.ring[places, :, rows].float())
 
-    def means(self, width: int) -> np.ndarray:
+    def means(self, width: int) -> Float[np.ndarray, "R L {width}"]:
         """Return (R, L, D) float32 for D = ``width``; NaN where the sentence is empty."""
         counts = np.array([reply.stop - reply.start for reply in self.replies], np.float32)
         shape = (len(self.replies), self.n_layers, width)

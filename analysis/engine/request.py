@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from analysis.engine.replies import Reply, Sampling
 from analysis.engine.steering import Steering
@@ -15,8 +17,8 @@ from analysis.engine.steering import Steering
 class Request:
     """One token sequence and what to read from it."""
 
-    ids: Sequence[int] | np.ndarray
-    """(T,) token ids."""
+    ids: Sequence[SupportsIndex] | Int[np.ndarray, " T"]
+    """Token ids."""
     spans: Sequence[tuple[int, int]] = ()
     """Token ranges [start, stop) whose mean residual stream is wanted."""
     logits_at: Sequence[int] = ()
@@ -31,18 +33,24 @@ class Request:
 class Reading:
     """What was read from one request."""
 
-    pooled: np.ndarray
-    """(len(spans), L, D) float32 means over each span."""
-    logits: np.ndarray
-    """(len(logits_at), A) float32."""
+    pooled: Float32[np.ndarray, "spans L D"]
+    """Means over each span, at each layer."""
+    logits: Float32[np.ndarray, "positions A"]
+    """Of the answers, at each of ``logits_at``."""
     reply: Reply | None = None
     """The reply, if one was asked for."""
-    reply_pooled: np.ndarray | None = None
-    """(L, D) float32 mean over the reply's sentence; NaN if it is empty."""
+    reply_pooled: Float32[np.ndarray, "L D"] | None = None
+    """Mean over the reply's sentence; NaN if it is empty."""
+
+    def reply_mean(self) -> Float32[np.ndarray, "L D"]:
+        """Return ``reply_pooled`` of a request that asked for a reply."""
+        if self.reply_pooled is None:
+            raise ValueError("no reply was asked for")
+        return self.reply_pooled
 
 
-def stack_pooled(readings: Sequence[Reading]) -> np.ndarray:
-    """Return (B, L, D) float32 for requests of one span each, without a copy where they are in one array."""
+def stack_pooled(readings: Sequence[Reading]) -> Float32[np.ndarray, "B L D"]:
+    """Return the means for requests of one span each, without a copy where they are in one array."""
     whole = readings[0].pooled.base
     if whole is not None and len(whole) == len(readings) and all(r.pooled.base is whole for r in readings):
         return whole

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from analysis.engine.cache import TreeCache
 from analysis.engine.context import Context
@@ -102,8 +103,8 @@ class Run:
         context.total.asked += sum(len(r.ids) for r in self.requests)
         return self.collect()
 
-    def forward(self, nodes: np.ndarray) -> None:
-        """Forward nodes (C,) whose ancestors are cached, add up span sums, keep wanted logits."""
+    def forward(self, nodes: Int[np.ndarray, " C"]) -> None:
+        """Forward nodes whose ancestors are cached, add up span sums, keep wanted logits."""
         trie = self.trie
         places, runs = self.table.append(nodes)
         sight = self.attending.prompt(nodes, places, runs)
@@ -112,7 +113,7 @@ class Run:
             trie.token[nodes], trie.depth[nodes], trie.variant[nodes], places, sight, rows,
             self.spans.step(nodes),
         )  # fmt: skip
-        if logits is not None:
+        if len(rows):
             self.logits.keep(nodes[rows], logits)
         self.progress(len(nodes))
 
@@ -120,7 +121,7 @@ class Run:
         """Write the replies of these requests, whose prompts are in the cache."""
         ends = self.logits.ends
         order = sorted(requests, key=lambda b: self.table.fork(ends[b]))  # groups side by side
-        replies = [Reply(self.requests[b].reply) for b in order]
+        replies = [Reply(sampling) for b in order if (sampling := self.requests[b].reply)]
         nodes = np.array([ends[b] for b in order])
         acting = np.array([self.passes.steering.replies[b] for b in order])
         writer = ReplyWriter(self.passes, self.attending, replies, nodes, acting)

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
 from analysis.engine.attention import (
@@ -57,13 +58,15 @@ class ReplySight(ABC):
     """What replies that are written together see, token by token."""
 
     @abstractmethod
-    def step(self, rows: np.ndarray, places: np.ndarray, position: np.ndarray) -> Sight:
+    def step(
+        self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"], position: Int[np.ndarray, " n"]
+    ) -> Sight:
         """Return what the newest tokens see, which are seen by their own replies from now on.
 
         Args:
-            rows: (n,) numbers of the replies that go on, rising.
-            places: (n,) cache slots of their newest tokens.
-            position: (n,) of these tokens in their sequences.
+            rows: numbers of the replies that go on, rising.
+            places: cache slots of their newest tokens.
+            position: of these tokens in their sequences.
         """
 
 
@@ -81,17 +84,21 @@ class Attending(ABC):
         self.masks, self.table, self.device = masks, table, device
 
     @abstractmethod
-    def prompt(self, nodes: np.ndarray, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> Sight:
-        """Return what nodes (C,) see; see SlotTable.append for the rest."""
+    def prompt(
+        self, nodes: Int[np.ndarray, " C"], places: Slots, runs: dict[int, tuple[Slots, ...]]
+    ) -> Sight:
+        """Return what nodes see; see SlotTable.append for the rest."""
 
     @abstractmethod
-    def replies(self, ends: np.ndarray, first: np.ndarray, longest: np.ndarray) -> ReplySight:
+    def replies(
+        self, ends: Int[np.ndarray, " R"], first: Int[np.ndarray, " R"], longest: Int[np.ndarray, " R"]
+    ) -> ReplySight:
         """Return what replies see, whose slots follow those in use.
 
         Args:
-            ends: (R,) last node of each prompt.
-            first: (R,) slot of each reply's first token.
-            longest: (R,) most tokens of each.
+            ends: last node of each prompt.
+            first: slot of each reply's first token.
+            longest: most tokens of each.
         """
 
 
@@ -100,22 +107,26 @@ class ByMask(Attending):
 
     by_layout = False
 
-    def prompt(self, nodes: np.ndarray, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> Sight:
+    def prompt(
+        self, nodes: Int[np.ndarray, " C"], places: Slots, runs: dict[int, tuple[Slots, ...]]
+    ) -> Sight:
         shown = self.shown(places, runs)
         return Sight(runs_of(shown), self.dense(nodes, shown))
 
-    def replies(self, ends: np.ndarray, first: np.ndarray, longest: np.ndarray) -> ReplySight:
+    def replies(
+        self, ends: Int[np.ndarray, " R"], first: Int[np.ndarray, " R"], longest: Int[np.ndarray, " R"]
+    ) -> ReplySight:
         return _DenseReplies(self, ends, int(longest.sum()), None)
 
-    def shown(self, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> np.ndarray:
+    def shown(self, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> Int[np.ndarray, " S"]:
         """Return the slots that any of the new tokens sees, and theirs."""
         seen_by_any = np.zeros(places[0], bool)
         for start, stop in itertools.chain.from_iterable(runs.values()):
             seen_by_any[start:stop] = True
         return np.concatenate([np.flatnonzero(seen_by_any), np.arange(*places)])
 
-    def dense(self, nodes: np.ndarray, shown: np.ndarray) -> Mask:
-        """Return the mask of nodes (C,) before these slots."""
+    def dense(self, nodes: Int[np.ndarray, " C"], shown: Int[np.ndarray, " S"]) -> Mask:
+        """Return the mask of nodes before these slots."""
         return self.masks.build(*self.table.distances(nodes, self.table.nodes[shown], self.device))
 
 
@@ -124,18 +135,22 @@ class ByChain(ByMask):
 
     by_layout = True
 
-    def prompt(self, nodes: np.ndarray, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> Sight:
+    def prompt(
+        self, nodes: Int[np.ndarray, " C"], places: Slots, runs: dict[int, tuple[Slots, ...]]
+    ) -> Sight:
         shown = self.shown(places, runs)
         layout = self.layout(nodes, shown)
         if isinstance(layout, Dense):
             return Sight(runs_of(shown), self.dense(nodes, shown), layout)
         return Sight(runs_of(shown), self.masks.none(len(nodes), len(shown), self.device), layout)
 
-    def replies(self, ends: np.ndarray, first: np.ndarray, longest: np.ndarray) -> ReplySight:
+    def replies(
+        self, ends: Int[np.ndarray, " R"], first: Int[np.ndarray, " R"], longest: Int[np.ndarray, " R"]
+    ) -> ReplySight:
         return _DenseReplies(self, ends, int(longest.sum()), Dense())
 
-    def layout(self, nodes: np.ndarray, shown: np.ndarray) -> Layout:
-        """Return the layout of nodes (C,) that are shown these slots, their own the last of them."""
+    def layout(self, nodes: Int[np.ndarray, " C"], shown: Int[np.ndarray, " S"]) -> Layout:
+        """Return the layout of nodes that are shown these slots, their own the last of them."""
         trie, before = self.table.trie, self.table.nodes[shown[: -len(nodes)]]
         if is_chain(nodes, trie.parent):
             return Path()
@@ -149,12 +164,16 @@ class BySlots(Attending):
     similar = 0.0
     kept_as = torch.float32
 
-    def prompt(self, nodes: np.ndarray, places: Slots, runs: dict[int, tuple[Slots, ...]]) -> Sight:
+    def prompt(
+        self, nodes: Int[np.ndarray, " C"], places: Slots, runs: dict[int, tuple[Slots, ...]]
+    ) -> Sight:
         trie = self.table.trie
         groups = prompt_layout(nodes, trie.parent, trie.end, places[0], runs)
         return self.sight(len(nodes), groups)
 
-    def replies(self, ends: np.ndarray, first: np.ndarray, longest: np.ndarray) -> ReplySight:
+    def replies(
+        self, ends: Int[np.ndarray, " R"], first: Int[np.ndarray, " R"], longest: Int[np.ndarray, " R"]
+    ) -> ReplySight:
         return _GroupedReplies(self, ends, first, longest)
 
     def sight(self, rows: int, groups: Sequence[Group]) -> Sight:
@@ -182,7 +201,9 @@ def possible_modes(model: PreTrainedModel, kinds: set[str]) -> tuple[str, ...]:
 class _DenseReplies(ReplySight):
     """Every reply is compared with every slot in use, and a mask tells which it sees."""
 
-    def __init__(self, attending: Attending, ends: np.ndarray, longest: int, layout: Layout | None) -> None:
+    def __init__(
+        self, attending: Attending, ends: Int[np.ndarray, " R"], longest: int, layout: Layout | None
+    ) -> None:
         self.attending, self.layout, device = attending, layout, attending.device
         table, cached = attending.table, attending.table.nodes
         seen = (0 <= cached) & (cached <= ends[:, None]) & (ends[:, None] < table.trie.end[cached])
@@ -192,7 +213,9 @@ class _DenseReplies(ReplySight):
         self.depth = torch.zeros(self.stop, dtype=torch.long, device=device)
         self.depth[: table.used] = torch.from_numpy(table.trie.depth[cached]).to(device)
 
-    def step(self, rows: np.ndarray, places: np.ndarray, position: np.ndarray) -> Sight:
+    def step(
+        self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"], position: Int[np.ndarray, " n"]
+    ) -> Sight:
         device = self.attending.device
         which, where, depth = (torch.from_numpy(a).to(device) for a in (rows, places, position))
         self.allowed[which, where] = True
@@ -205,22 +228,37 @@ class _DenseReplies(ReplySight):
 class _Fork:
     """Replies to prompts that leave a trunk at the same token."""
 
-    rows: np.ndarray
-    """(n,) numbers of the replies, one after the other."""
+    rows: Int[np.ndarray, " n"]
+    """Numbers of the replies, one after the other."""
     runs: tuple[Slots, ...]
     """Slots of the trunk up to there."""
     own: tuple[Slots, ...]
     """Slots of the prompts from there on, and of the replies."""
-    mask: torch.Tensor
-    """(n, slots of ``own``) float32, to be added to the logits of attention."""
+    mask: Float[torch.Tensor, "n own"]
+    """Over the slots of ``own``, to be added to the logits of attention."""
     column: dict[int, int] = field(default_factory=dict)
     """Slot -> its column of ``mask``."""
 
 
 class _GroupedReplies(ReplySight):
-    """Every reply is compared with what its group sees."""
+    """Every reply is compared with what its group sees.
 
-    def __init__(self, attending: BySlots, ends: np.ndarray, first: np.ndarray, longest: np.ndarray) -> None:
+    A trunk of three tokens with three branches of one token, each with a reply of at most two tokens. Slots 0
+    to 3 hold the trunk, which went on into branch a; slots 4 and 5 branches b and c, which were packed. The
+    replies to b and c leave the trunk at the same token, so they are one group:
+
+        replies to   all see   a mask tells apart
+        b, c         0..2      4, 5 and 6..9: b's reply sees 4, then 6 and 7 as it writes them, c's 5, 8, 9
+        a            0..3      10, 11
+    """
+
+    def __init__(
+        self,
+        attending: BySlots,
+        ends: Int[np.ndarray, " R"],
+        first: Int[np.ndarray, " R"],
+        longest: Int[np.ndarray, " R"],
+    ) -> None:
         self.attending, self.table = attending, attending.table
         forks = np.array([self.table.fork(int(end)) for end in ends])
         self.forks = []
@@ -229,7 +267,9 @@ class _GroupedReplies(ReplySight):
             area = (int(first[rows[0]]), int(first[rows[-1]] + longest[rows[-1]]))
             self.forks.append(self._fork(node, rows, ends[rows], area))
 
-    def _fork(self, node: int, rows: np.ndarray, ends: np.ndarray, area: Slots) -> _Fork:
+    def _fork(
+        self, node: int, rows: Int[np.ndarray, " n"], ends: Int[np.ndarray, " n"], area: Slots
+    ) -> _Fork:
         trunk = self.table.path(node)
         paths = [np.setdiff1d(self.table.path(int(end)), trunk) for end in ends]
         own = (*_joined(runs_of(np.unique(np.concatenate(paths)))), area)
@@ -238,7 +278,9 @@ class _GroupedReplies(ReplySight):
         mask = additive(torch.from_numpy(seen), torch.float32)
         return _Fork(rows, runs_of(trunk), own, mask, {int(s): k for k, s in enumerate(slots)})
 
-    def step(self, rows: np.ndarray, places: np.ndarray, position: np.ndarray) -> Sight:
+    def step(
+        self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"], position: Int[np.ndarray, " n"]
+    ) -> Sight:
         groups, start = [], 0
         for fork in self.forks:
             here = np.flatnonzero((fork.rows[0] <= rows) & (rows <= fork.rows[-1]))

@@ -24,6 +24,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 
 from analysis.base.seeds import fingerprint
@@ -123,7 +124,7 @@ class Interventions:
             self.prompts = [self._prompt(steering, length) for steering, length in requests]
             self.replies = [self._number(s for s in steering if s.stop is None) for steering, _ in requests]
 
-    def _prompt(self, steering: Sequence[Steering], length: int) -> np.ndarray:
+    def _prompt(self, steering: Sequence[Steering], length: int) -> Int[np.ndarray, " T"]:
         numbers = np.zeros(length, np.int64)
         bounds = {0, length, *(s.start for s in steering), *(s.stop for s in steering if s.stop is not None)}
         for start, stop in pairwise(sorted(bounds)):
@@ -138,7 +139,7 @@ class Interventions:
             self.table.append(acting)
         return self._numbers[key]
 
-    def tokens(self, request: int, count: int) -> np.ndarray:
+    def tokens(self, request: int, count: int) -> Int[np.ndarray, " count"]:
         """Return the numbers (count,) of the first tokens of a request and, after them, of its reply."""
         numbers = np.full(count, self.replies[request], np.int64)
         if self.prompts is not None:
@@ -147,7 +148,7 @@ class Interventions:
         return numbers
 
     @contextmanager
-    def acting(self, numbers: np.ndarray) -> Iterator[None]:
+    def acting(self, numbers: Int[np.ndarray, " C"]) -> Iterator[None]:
         """Intervene in forward passes of one row of C tokens; enter before what reads the states.
 
         Args:
@@ -186,14 +187,15 @@ class Interventions:
 
         return hook
 
-    def _move(self, states: torch.Tensor, one: Steering, slot: int) -> torch.Tensor:
+    def _move(
+        self, states: Float[torch.Tensor, "C D"], one: Steering, slot: int
+    ) -> Float[torch.Tensor, "C D"]:
         """Return float32 states (C, D) after the intervention, see Steering."""
         key = (one, slot, states.device)
         if key not in self._vectors:
             arrays = (one.directions[slot], one.means[slot])
-            self._vectors[key] = tuple(
-                torch.tensor(a, dtype=torch.float32, device=states.device) for a in arrays
-            )
+            vectors = [torch.tensor(a, dtype=torch.float32, device=states.device) for a in arrays]
+            self._vectors[key] = (vectors[0], vectors[1])
         direction, mean = self._vectors[key]
         target = float(one.alpha) * float(one.scales[slot])
         if one.kind == "add":

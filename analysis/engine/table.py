@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 
 from analysis.engine.attention import Slots, is_chain, runs_of
 from analysis.engine.trie import Trie
@@ -23,18 +24,18 @@ class SlotTable:
         self._root = np.full(len(trie), -1)  # subtree that a node was packed in, -1 for nodes of a chain
 
     @property
-    def nodes(self) -> np.ndarray:
-        """(S,) int64 node in each slot, -1 for a token of a reply."""
+    def nodes(self) -> Int[np.ndarray, " S"]:
+        """Node in each slot, -1 for a token of a reply."""
         return self._slots[: self.used]
 
-    def append(self, nodes: np.ndarray) -> tuple[Slots, dict[int, tuple[Slots, ...]]]:
-        """Put nodes (C,) into the next slots: subtrees in preorder, whose ancestors are there.
+    def append(self, nodes: Int[np.ndarray, " C"]) -> tuple[Slots, dict[int, tuple[Slots, ...]]]:
+        """Put nodes into the next slots: subtrees in preorder, whose ancestors are there.
 
         Returns:
             Their slots; and for each parent of a subtree the slots of that parent and its ancestors.
         """
         parents = np.unique(self.trie.parent[nodes])
-        runs = {int(node): runs_of(self.path(node)) for node in parents[~np.isin(parents, nodes)]}
+        runs = {int(node): runs_of(self.path(int(node))) for node in parents[~np.isin(parents, nodes)]}
         if not is_chain(nodes, self.trie.parent):
             roots = np.isin(self.trie.parent[nodes], list(runs))
             self._root[nodes] = nodes[roots][np.cumsum(roots) - 1]
@@ -52,7 +53,7 @@ class SlotTable:
         """Keep the first ``length`` slots."""
         self.used = length
 
-    def path(self, node: int) -> np.ndarray:
+    def path(self, node: int) -> Int[np.ndarray, " n"]:
         """Return the slots of a node and its ancestors; none for -1."""
         cached = self.nodes
         return np.flatnonzero((0 <= cached) & (cached <= node) & (node < self.trie.end[cached]))
@@ -62,18 +63,17 @@ class SlotTable:
         return int(self.trie.parent[self._root[node]]) if self._root[node] >= 0 else node
 
     def distances(
-        self, nodes: np.ndarray, shown: np.ndarray, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compare nodes (C,) with those in slots.
+        self, nodes: Int[np.ndarray, " C"], shown: Int[np.ndarray, " S"], device: torch.device
+    ) -> tuple[Bool[torch.Tensor, "C S"], Int[torch.Tensor, "C S"]]:
+        """Compare nodes with those in slots.
 
         Args:
             nodes: forwarded now.
-            shown: (S,) int64 nodes.
+            shown: nodes.
             device: of what is returned.
 
         Returns:
-            (C, S) bool, whether a shown node is the node itself or its ancestor; and (C, S) int64, how many
-            tokens lie between them.
+            Whether a shown node is the node itself or its ancestor; and how many tokens lie between them.
         """
         trie = self.trie
         now, slots = (torch.from_numpy(a).to(device) for a in (nodes, shown))

@@ -10,25 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import Int
 
 
 @dataclass(frozen=True)
 class Trie:
     """All distinct (prefix, token, variant) triples of a set of sequences."""
 
-    token: np.ndarray
+    token: Int[np.ndarray, " M"]
     """(M,) int64 token id."""
-    variant: np.ndarray
+    variant: Int[np.ndarray, " M"]
     """(M,) int64, tells apart tokens that must not be shared although their ids are equal."""
-    parent: np.ndarray
+    parent: Int[np.ndarray, " M"]
     """(M,) int64 node before this one, -1 at the start of a sequence."""
-    depth: np.ndarray
+    depth: Int[np.ndarray, " M"]
     """(M,) int64 position in the sequence, from 0."""
-    end: np.ndarray
+    end: Int[np.ndarray, " M"]
     """(M,) int64, one past the last node of the subtree."""
-    paths: list[np.ndarray]
+    paths: list[Int[np.ndarray, " _"]]
     """B arrays (T,) int64: the node of each token of each sequence, in the order given."""
 
     def __len__(self) -> int:
@@ -47,13 +49,24 @@ class Trie:
 
 
 def build_trie(
-    sequences: Sequence[Sequence[int] | np.ndarray], variants: Sequence[np.ndarray] | None = None
+    sequences: Sequence[Sequence[SupportsIndex] | Int[np.ndarray, " _"]],
+    variants: Sequence[np.ndarray] | None = None,
 ) -> Trie:
     """Merge sequences of token ids where they begin alike.
 
     Args:
         sequences: B sequences of token ids, below 2^32.
         variants: B arrays (T,) of numbers from 0; tokens merge only if these are equal, too. None: all 0.
+
+    A trunk of three tokens with two branches, of one token and of two; node 3 is the short branch:
+
+        >>> trie = build_trie([[7, 8, 9, 1], [7, 8, 9, 2, 3]])
+        >>> trie.token.tolist(), trie.parent.tolist()
+        ([7, 8, 9, 1, 2, 3], [-1, 0, 1, 2, 2, 4])
+        >>> trie.end.tolist()  # the subtree of node 4 is [4, 6)
+        [6, 6, 6, 4, 6, 6]
+        >>> [path.tolist() for path in trie.paths]
+        [[0, 1, 2, 3], [0, 1, 2, 4, 5]]
 
     Sorted sequences are inserted one by one: the part that a sequence shares with the one before it is
     there already, the rest is one run of new nodes. This gives preorder numbers without a search.
@@ -85,7 +98,7 @@ def build_trie(
     return Trie(token, variant, parent[:count], depth[:count], end[:count], paths)
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+def _common_prefix(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " m"]) -> int:
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n

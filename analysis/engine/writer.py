@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from analysis.engine.passes import Passes
 from analysis.engine.replies import Reply, ReplyMeans, draw_next
@@ -26,8 +27,8 @@ class ReplyWriter:
         passes: Passes,
         attending: Attending,
         replies: Sequence[Reply],
-        ends: np.ndarray,
-        acting: np.ndarray,
+        ends: Int[np.ndarray, " R"],
+        acting: Int[np.ndarray, " R"],
     ) -> None:
         """Reserve slots behind those in use.
 
@@ -47,7 +48,9 @@ class ReplyWriter:
         self.sight = attending.replies(ends, self.first, longest)
         passes.cache.clear(table.reserve(int(longest.sum())))
 
-    def write(self, logits: torch.Tensor, progress: Callable[[int], object]) -> np.ndarray:
+    def write(
+        self, logits: Float[torch.Tensor, "R V"], progress: Callable[[int], object]
+    ) -> Float[np.ndarray, "R L D"]:
         """Draw, forward and pool until every reply has ended.
 
         Args:
@@ -71,14 +74,15 @@ class ReplyWriter:
             logits = logits[alive] if writing else logits
         return self.means.means(context.width)
 
-    def step(self, rows: np.ndarray) -> torch.Tensor:
-        """Forward the newest token of each of ``rows``; return logits (len(rows), V)."""
+    def step(self, rows: Int[np.ndarray, " n"]) -> Float[torch.Tensor, "n V"]:
+        """Forward the newest token of each of ``rows``; return logits (n, V)."""
         ids = np.array([self.replies[r].ids[-1] for r in rows])
         index = np.array([len(self.replies[r].ids) for r in rows]) - 1
         places, position = self.first[rows] + index, self.begin[rows] + index
         sight = self.sight.step(rows, places, position)
         self.passes.context.total.reply += len(rows)
+        which = rows.tolist()
         return self.passes.run(
             ids, position, self.acting[rows], places, sight, np.arange(len(rows)),
-            lambda slot, hidden: self.means.hold(slot, rows, hidden[0]),
+            lambda slot, hidden: self.means.hold(slot, which, hidden[0]),
         )  # fmt: skip

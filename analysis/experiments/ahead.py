@@ -25,8 +25,8 @@ class Ahead(Generic[Made]):
 
     def keep(self, *keys: UnitKey | None) -> None:
         """Make what these units need; let go of what was made for others, such as those done elsewhere."""
-        for key in [key for key in self.begun if key not in keys]:
-            self.begun.pop(key).cancel()
+        for other in [other for other in self.begun if other not in keys]:
+            self.begun.pop(other).cancel()
         for key in keys:
             if key is not None:
                 self._begin(key)

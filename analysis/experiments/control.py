@@ -262,8 +262,8 @@ def mean_difference(
 
 
 def _activation(reading: Reading) -> np.ndarray:
-    """Return (L, D): the sentence that was read, or the one that was written."""
-    return reading.pooled[0] if reading.reply is None else reading.reply_pooled
+    """Return (L, D): the sentence that was written, or the one that was read."""
+    return reading.pooled[0] if reading.reply_pooled is None else reading.reply_pooled
 
 
 def check_finite(record: dict[str, Any], key: UnitKey) -> dict[str, Any]:

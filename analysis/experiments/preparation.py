@@ -226,7 +226,8 @@ class _Task:
         """Write every token's state at ``layers``, as many per pass as fit into a gigabyte."""
         requests = [Request(e.ids, every_token(e)) for e in encoded]
         offsets = np.cumsum([0, *(len(request.spans) for request in requests)])
-        owners = np.repeat(np.array(self.split.dataset.sentences, object), np.diff(offsets))
+        texts = zip(self.split.dataset.sentences, requests, strict=True)
+        owners = [text for text, request in texts for _ in request.spans]
         at_once = layers_at_once(requests, self.lm.model.config.get_text_config().hidden_size)
         for first in bar(range(0, len(layers), at_once), desc="reading every token", unit="pass"):
             now = layers[first : first + at_once]

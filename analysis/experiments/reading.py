@@ -43,7 +43,11 @@ def check_fits(lengths: Sequence[Callable[[int], int]], most: int, limit: int | 
     longest = max((length(most) for length in lengths), default=0)
     if limit is None or longest <= limit:
         return
-    fits = min(largest_that_fits(lambda n, of=of: of(n) <= limit, most) for of in lengths)
+
+    def fitting(length: Callable[[int], int]) -> int:
+        return largest_that_fits(lambda n: length(n) <= limit, most)
+
+    fits = min(map(fitting, lengths))
     advice = (
         f"at most {fits} examples fit (set --n_train, or shots / report_examples with --config)"
         if fits > 0

@@ -30,7 +30,8 @@ def before_score(text: str, final: bool = True) -> Bounds:
         body = body[: match.start()] if match else body
     elif not match:
         body = body.rstrip(INCOMPLETE)
-        body = body[: _SCORE_START.search(body).start()]  # the pattern matches the empty end, too
+        beginning = _SCORE_START.search(body)
+        body = body[: beginning.start()] if beginning else body
     stop = len(body.rstrip())
     start = min(len(body) - len(body.lstrip()), stop)
     return Bounds(start, stop, match is not None)

@@ -159,9 +159,9 @@ def make_side(cell: Cell, lm: LoadedModel) -> Callable[..., Outcome]:
     def engine(requests: Sequence[Request], progress: Callable) -> Outcome:
         readings = tree.read(requests, layers, progress=progress)
         written = any(r.reply for r in readings)
-        pooled = [r.pooled[0] if r.reply is None else r.reply_pooled for r in readings] if written else []
+        states = [r.pooled[0] if r.reply_pooled is None else r.reply_pooled for r in readings]
         replies = [list(r.reply.ids) if r.reply else [] for r in readings]
-        return np.stack(pooled) if written else stack_pooled(readings), replies, sum(map(len, replies))
+        return np.stack(states) if written else stack_pooled(readings), replies, sum(map(len, replies))
 
     if cell.side == "engine":
         return engine

@@ -34,6 +34,7 @@ from analysis.engine.check import EXACT_MODES
 from analysis.engine.patches import engaged
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.trie import build_trie
+from analysis.experiments import machine as machines
 from analysis.experiments import preparation
 from analysis.experiments.preparation import encode_sentences, pool_sentences
 from analysis.models.blocks import input_device
@@ -50,13 +51,13 @@ from utils import LoadedModel, load_model
 ROW = 512  # tokens of one row of the bare forward pass
 WARM = 16  # sentences of the warm-up
 STAGES = {
-    "tokenizing": "encode_sentences",
-    "input embeddings": "mean_embeddings",
-    "engine made and checked": "PrefixTree",
-    "reading": "pool_sentences",
-    "fitting and writing": "fit_layers",
+    "tokenizing": (preparation, "encode_sentences"),
+    "input embeddings": (preparation, "mean_embeddings"),
+    "engine made and checked": (machines, "PrefixTree"),
+    "reading": (preparation, "pool_sentences"),
+    "fitting and writing": (preparation, "fit_layers"),
 }
-"""Parts of the preparation, and what does them in analysis/experiments/preparation.py."""
+"""Parts of the preparation, and what does them: a name in a module."""
 
 
 @dataclass
@@ -168,14 +169,14 @@ def stopwatch(lm: LoadedModel) -> Iterator[dict[str, Taken]]:
         with measured(lm, taken):
             return call(*args, **more)
 
-    real = {attribute: getattr(preparation, attribute) for attribute in STAGES.values()}
+    real = {name: getattr(*place) for name, place in STAGES.items()}
     try:
-        for name, attribute in STAGES.items():
-            setattr(preparation, attribute, partial(watched, real[attribute], stages[name]))
+        for name, place in STAGES.items():
+            setattr(*place, partial(watched, real[name], stages[name]))
         yield stages
     finally:
-        for attribute, call in real.items():
-            setattr(preparation, attribute, call)
+        for name, place in STAGES.items():
+            setattr(*place, real[name])
 
 
 @contextmanager

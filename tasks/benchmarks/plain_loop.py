@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class PlainLoop:
                 progress(len(request.ids))
         return outcome(readings)
 
-    def states(self, ids: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, ...]:
+    def states(self, ids: Sequence[SupportsIndex] | np.ndarray) -> tuple[torch.Tensor, ...]:
         """Return L tensors (1, T, D); the last is after the final norm."""
         inputs = torch.as_tensor(ids, device=self.model.device)[None]
         return self.model(inputs, output_hidden_states=True).hidden_states[1:]

@@ -141,7 +141,7 @@ class CausalReport(Steered):
     def requests(self, exp: int) -> list[Request]:
         """Return the requests in the order of arm, mapping, test sentence, sign."""
         n, (rows, labels, shuffled) = self.sizes.n_examples, self.draw(exp)
-        encoded = [self.conversation(self.system, [*rows[:n], row], labels) for row in rows[n:]]
+        encoded = [self.conversation(self.system, [*rows[:n], row], labels.tolist()) for row in rows[n:]]
         vector, deviation = self.random_direction(exp)
         directions = {"random": (vector, deviation), "random_norm": (vector, self.scale)}
         found, zero = [], np.zeros(n, np.int64)
@@ -199,7 +199,7 @@ class SteeringCurve(Steered):
         labels = self.study.labels(self.layer, self.axis)[rows[:n]]
         tests = [axis_turns(self.study.prompts, self.study.sentences[row]) for row in rows[n:]]
         shown = [
-            self.conversation(report, [*rows[:n], row], mirrored(labels, 2) if flip else labels)
+            self.conversation(report, [*rows[:n], row], mirrored(labels, 2) if flip else labels.tolist())
             for flip in FLIPS for row in rows[n:]
         ]  # fmt: skip
         alone = [self.prompter.encode(turns) for turns in tests]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.figures.style import (
     GREY,
@@ -55,7 +56,9 @@ def plot_arms(arms: Sequence[str], results: Mapping[str, Points], title: str, no
         results: one per entry of PANELS.
     """
     fig, (axes,) = canvas(1, len(PANELS), 1.3 + 0.28 * len(arms), title, note, sharey=True)
-    fig.get_layout_engine().set(w_pad=0.08)  # else the last tick of a panel touches the next one's first
+    layout = fig.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+        layout.set(w_pad=0.08)  # else the last tick of a panel touches the next one's first
     rows = np.arange(len(arms))
     hues = np.array([HIGH, *[LOW] * (len(arms) - 1)])
     for ax, (name, (label, chance)) in zip(axes, PANELS.items(), strict=True):

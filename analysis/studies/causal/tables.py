@@ -66,7 +66,8 @@ def causal_table(lean: np.ndarray) -> list[Row]:
             row |= {name: float(found.mean), f"{name}_p": sign_flip_p(share - 0.5)}
             row |= {f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
         for name, sides in (("code", (high, low)), ("pull", (plus, minus))):
-            effect = control_effect(*(side.reshape(n, -1) for side in sides))
+            up, down = (side.reshape(n, -1) for side in sides)
+            effect = control_effect(up, down)
             row |= {name: effect.dz, f"{name}_p": effect.p}
             row |= {f"{name}_low": effect.dz_low, f"{name}_high": effect.dz_high}
         rows.append(row)
@@ -125,7 +126,7 @@ def curve_table(found: Mapping[str, np.ndarray], alphas: Sequence[float], layers
 
     scores = {"score": found["measured"].mean(1), "score in report": found["in_report"].mean((1, 2))}
     upper = expit(found["lean"].astype(np.float64)).mean(axis=2)  # (E, 2 flips, Q)
-    table = []
+    table: list[Row] = []
     for what, values in scores.items():
         ci = mean_ci(values)
         for r, layer in enumerate(layers):

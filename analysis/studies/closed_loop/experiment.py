@@ -85,7 +85,7 @@ def shown_label(label: int, flip: bool, levels: int) -> int:
 
 
 def given_labels(
-    trials: Sequence[LoopTrial], donor: np.ndarray | None, count: int, *stream: int | str
+    trials: Sequence[LoopTrial], donor: np.ndarray | None, count: int, seed: int, *stream: int | str
 ) -> np.ndarray:
     """Return (B, count) int64 labels of the arms whose feedback is set beforehand, 0 in the others.
 
@@ -94,11 +94,11 @@ def given_labels(
         donor: (4, count) shown to another experiment's true arm, in the order of ``loop_trials``; None if no
             arm needs it.
         count: labels of a conversation, K - 1.
-        stream: of the generator that puts the labels of arm ``random`` in order; the first is the seed.
+        seed, stream: of the generator that puts the labels of arm ``random`` in order.
     """
     labels = np.zeros((len(trials), count), np.int64)
     if donor is not None:
-        mixed = generator(*stream).permutation(donor.ravel()).reshape(donor.shape)
+        mixed = generator(seed, *stream).permutation(donor.ravel()).reshape(donor.shape)
         for arm, source in (("yoked", donor), ("random", mixed)):
             rows = [b for b, trial in enumerate(trials) if trial.arm == arm]
             labels[rows] = source[: len(rows)]
@@ -228,8 +228,9 @@ class ClosedLoop(LoopTexts):
         layers = self.layers(key)
         room = len(start.trials) * self.loop.turns * start.added
         talk = Dialogues(self.tree, start.openings, layers, room)
-        stream = (self.settings.seed, "loop", key.exp, key.layer, key.axis, mode)
-        given, cuts, turns = given_labels(start.trials, donor, last, *stream), label_cuts(self.study, key), []
+        stream = ("loop", key.exp, key.layer, key.axis, mode)
+        given = given_labels(start.trials, donor, last, self.settings.seed, *stream)
+        cuts, turns = label_cuts(self.study, key), []
         for turn in range(self.loop.turns):
             said = talk.write([self.sampling(key, mode, t, turn, start.sentence) for t in start.trials])
             turns.append(self.measured(key, said, cuts, start.sentence))

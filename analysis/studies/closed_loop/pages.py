@@ -16,7 +16,7 @@ from analysis.studies.closed_loop.flags import Loop
 from analysis.studies.closed_loop.stage import LoopStage
 from analysis.studies.closed_loop.tables import LoopSeries
 from analysis.tables.rows import Row
-from analysis.tables.text import interval, show_p, text_table, write_csv
+from analysis.tables.text import write_csv
 from configs.settings import as_plain
 
 SUMMARY = "summary_loop.csv"
@@ -38,12 +38,12 @@ def present(stage: LoopStage) -> str:
         where = {"axis": axis, "layer": layer, "levels": levels}
         here = [s for s in chosen if s.about.items() >= where.items()]
         rows = [[r for r in table if r.items() >= where.items()] for table in (drifts, against, turns)]
-        drawn += _figures(store, here, *rows, loop)
+        drawn += _figures(store, here, rows, loop)
     write_csv(_numbers(chosen, drifts, against, turns), store.figures / SUMMARY, _COLUMNS)
     provenance = {"settings": dict(as_plain(study.settings)), "identity": dict(study.identity)}
     about = {"stage": "loop", "model": store.model, "dataset": store.dataset}
     add_figures(store.figures, drawn, ["png"], about, provenance)
-    return table_text(drifts, against)
+    return loop_tables.table_text(drifts, against)
 
 
 # ---------------------------------------------------------------- figures
@@ -52,12 +52,11 @@ def present(stage: LoopStage) -> str:
 def _figures(
     store: Store,
     here: Sequence[LoopSeries],
-    drifts: Sequence[Row],
-    against: Sequence[Row],
-    turns: Sequence[Row],
+    tables: Sequence[Sequence[Row]],
     loop: Loop,
 ) -> list[Drawn]:
-    first = here[0]
+    """Return the figures of one axis, layer and number of levels; ``tables``: drifts, differences, turns."""
+    first, (drifts, against, turns) = here[0], tables
     ending = f"{first.axis}_layer{first.layer}{levels_in_name(first.levels)}"
     where = f"{first.axis}, layer {first.layer}{levels_in_words(first.levels)}"
     title = f"{store.model}, {store.dataset}: closed loop on {where}"
@@ -93,12 +92,11 @@ def _sides(series: LoopSeries) -> dict[str, tuple[Curve, Curve]]:
     """Return arm -> curves when high and when low was wanted."""
     found = loop_tables.side_means(series)
     turns = 1.0 + np.arange(series.scores.shape[-1])
-    return {
-        arm: tuple(
-            Curve(turns, found.mean[a, want], found.low[a, want], found.high[a, want]) for want in (1, 0)
-        )
-        for a, arm in enumerate(series.arms)
-    }
+
+    def side(a: int, want: int) -> Curve:
+        return Curve(turns, found.mean[a, want], found.low[a, want], found.high[a, want])
+
+    return {arm: (side(a, 1), side(a, 0)) for a, arm in enumerate(series.arms)}
 
 
 def _effects(turns: Sequence[Row], mode: str) -> dict[str, Curve]:
@@ -113,13 +111,14 @@ def _effects(turns: Sequence[Row], mode: str) -> dict[str, Curve]:
 
 def _drifts(drifts: Sequence[Row], against: Sequence[Row], mode: str) -> tuple[Bars, Bars]:
     """Return slopes of the arms, and differences to the true arm."""
-    pairs = ((drifts, "arm"), (against, "against"))
-    return tuple(_bars([row for row in table if row["mode"] == mode], name) for table, name in pairs)
+    own, others = ([row for row in table if row["mode"] == mode] for table in (drifts, against))
+    return _bars(own, "arm"), _bars(others, "against")
 
 
 def _bars(rows: Sequence[Row], name: str) -> Bars:
-    values = (np.array([row[key] for row in rows], float) for key in ("slope", "slope_low", "slope_high"))
-    return ([row[name] for row in rows], *values)
+    columns = ("slope", "slope_low", "slope_high")
+    value, low, high = (np.array([row[key] for row in rows], float) for key in columns)
+    return Bars([row[name] for row in rows], value, low, high)
 
 
 # ---------------------------------------------------------------- numbers
@@ -154,40 +153,3 @@ def _number(row: Row, metric: str, name: str) -> Row:
     kept = {key: row[key] for key in _COLUMNS if key in row}
     ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
     return {**kept, **ends, "metric": metric, "value": row[name]}
-
-
-def table_text(drifts: Sequence[Row], against: Sequence[Row]) -> str:
-    """Return the drift of each arm and the comparisons with the true arm as two tables."""
-    header = (
-        "axis", "layer", "levels", "mode", "arm", "drift per turn [95 % CI]", "p", "q", "last - first third",
-        "experiments", "complied", "empty", "copied", "upper", "same", "finding",
-    )  # fmt: skip
-    lines = [
-        (
-            row["axis"], row["layer"], row["levels"], row["mode"], row["arm"], interval(row, "slope", 3),
-            show_p(row["p"]), show_p(row["q"]), interval(row, "gain"), row["experiments"],
-            f"{row['complied']} of {row['recorded']}", row["empty"], row["copy_rate"],
-            row["upper"], row["same"], row["finding"],
-        )
-        for row in drifts
-    ]  # fmt: skip
-    key = (
-        "upper: share of true labels in the upper half (near 0 or 1, feedback says little); same: share of "
-        "the feedback that equals that of arm true; copied: share of a reply found in an earlier turn"
-    )
-    text = f"Closed loop: drift towards the goal\n{text_table(header, lines)}\n{key}"
-    if not against:
-        return text
-    header = ("axis", "layer", "levels", "mode", "drift of true minus", "difference [95 % CI]", "p", "q",
-              "experiments", "finding")  # fmt: skip
-    lines = [
-        (
-            row["axis"], row["layer"], row["levels"], row["mode"], row["against"], interval(row, "slope", 3),
-            show_p(row["p"]), show_p(row["q"]), row["experiments"], row["finding"],
-        )
-        for row in against
-    ]  # fmt: skip
-    most = max(row["experiments"] for row in against)
-    smallest = show_p(max(2 / 2**most, 1 / 10_001)) if most > 1 else "-"
-    note = f"Smallest p that {most} experiments allow: {smallest}"
-    return f"{text}\n\nTrue feedback against the others\n{text_table(header, lines)}\n\n{note}"

@@ -21,6 +21,7 @@ from analysis.studies.closed_loop.prompts import NO_SCORE
 from analysis.studies.closed_loop.stage import LoopStage
 from analysis.tables.control import effect_row, pair_effects
 from analysis.tables.rows import Row, mean_known, with_q
+from analysis.tables.text import interval, show_p, text_table
 
 _COLUMNS = ("score", "label", "complied", "empty", "cut", "copy_rate")
 _LEVEL = 0.05
@@ -198,3 +199,48 @@ def _interval(name: str, values: np.ndarray) -> Row:
     """Return the mean of (E,) values with its interval and p value as columns."""
     mean, low, high, _ = (float(part) for part in mean_ci(values))
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_p": sign_flip_p(values)}
+
+
+# ---------------------------------------------------------------- as text
+
+
+def table_text(drifts: Sequence[Row], against: Sequence[Row]) -> str:
+    """Return the drift of each arm and the comparisons with the true arm as two tables."""
+    return "\n\n".join([_drift_text(drifts), *([_difference_text(against)] if against else [])])
+
+
+def _drift_text(drifts: Sequence[Row]) -> str:
+    header = (
+        "axis", "layer", "levels", "mode", "arm", "drift per turn [95 % CI]", "p", "q", "last - first third",
+        "experiments", "complied", "empty", "copied", "upper", "same", "finding",
+    )  # fmt: skip
+    lines = [
+        (
+            row["axis"], row["layer"], row["levels"], row["mode"], row["arm"], interval(row, "slope", 3),
+            show_p(row["p"]), show_p(row["q"]), interval(row, "gain"), row["experiments"],
+            f"{row['complied']} of {row['recorded']}", row["empty"], row["copy_rate"],
+            row["upper"], row["same"], row["finding"],
+        )
+        for row in drifts
+    ]  # fmt: skip
+    key = (
+        "upper: share of true labels in the upper half (near 0 or 1, feedback says little); same: share of "
+        "the feedback that equals that of arm true; copied: share of a reply found in an earlier turn"
+    )
+    return f"Closed loop: drift towards the goal\n{text_table(header, lines)}\n{key}"
+
+
+def _difference_text(against: Sequence[Row]) -> str:
+    header = ("axis", "layer", "levels", "mode", "drift of true minus", "difference [95 % CI]", "p", "q",
+              "experiments", "finding")  # fmt: skip
+    lines = [
+        (
+            row["axis"], row["layer"], row["levels"], row["mode"], row["against"], interval(row, "slope", 3),
+            show_p(row["p"]), show_p(row["q"]), row["experiments"], row["finding"],
+        )
+        for row in against
+    ]  # fmt: skip
+    most = max(row["experiments"] for row in against)
+    smallest = show_p(max(2 / 2**most, 1 / 10_001)) if most > 1 else "-"
+    note = f"Smallest p that {most} experiments allow: {smallest}"
+    return f"True feedback against the others\n{text_table(header, lines)}\n\n{note}"

@@ -88,7 +88,7 @@ class Trials:
         if not np.isfinite(pooled).all():
             raise UserError(f"states of experiment {exp} are not finite: use --dtype bfloat16 or float32")
         replies = [one for block in blocks for one in block[self.plan.n_test :]]
-        written = np.stack([one.reply_pooled for one in replies])
+        written = np.stack([one.reply_pooled for one in replies if one.reply_pooled is not None])
         shown, tests = self.rows(exp)
         return {
             "pooled": pooled.reshape(2, 2, 2, -1, *pooled.shape[2:]),

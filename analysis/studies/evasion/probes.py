@@ -17,9 +17,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from scipy.stats import rankdata
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from analysis.classifiers import AxisSet
@@ -50,12 +56,6 @@ def fit_probes(hidden: np.ndarray, labels: np.ndarray, axes: AxisSet, seed: int)
         name -> function of (n, D): positions (n,) on the axis in training deviations, or probabilities of
         class 1.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     data = hidden.astype(np.float64)
     logistic = LogisticRegression(C=LOGISTIC_C, max_iter=2000)
     mlp = MLPClassifier((MLP_UNITS,), alpha=MLP_ALPHA, max_iter=MLP_EPOCHS, random_state=seed)
@@ -64,8 +64,13 @@ def fit_probes(hidden: np.ndarray, labels: np.ndarray, axes: AxisSet, seed: int)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs and no more
             fitted = make_pipeline(StandardScaler(), model).fit(data, labels)
-        found[name] = lambda states, fitted=fitted: fitted.predict_proba(states.astype(np.float64))[:, 1]
+        found[name] = partial(_class_1, fitted)
     return found
+
+
+def _class_1(fitted: Pipeline, states: np.ndarray) -> np.ndarray:
+    """Return (n,) the probability of class 1 of states (n, D)."""
+    return fitted.predict_proba(states.astype(np.float64))[:, 1]
 
 
 def probe_scores(

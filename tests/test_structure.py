@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_every_room_is_on_one_level_and_every_level_has_a_room_on_disk():
     assert {path.name for path in (ROOT / "analysis").iterdir() if (path / "__init__.py").exists()} <= {
         name.split(".")[0] for name in names
     }
+
+
+def test_the_rooms_of_contributing_are_those_of_the_check():
+    """Each row: level, the files or folders of one room, what lives there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = {}
+    for level, names in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE):
+        for name in re.findall(r"`(?:analysis/)?([^`]+)`", names):
+            path = name.removesuffix(".py").strip("/").replace("/", ".")
+            inside = path not in ("configs", "data", "tasks", "utils") and not name.startswith(
+                ("main", "neuro", "plot")
+            )
+            told[room(f"analysis.{path}" if inside else path)] = int(level)
+    known = {name.split(".")[0]: number for number, level in enumerate(LEVELS) for name in level}
+    assert {name.split(".")[0]: level for name, level in told.items()} == known
 
 
 def test_a_house_in_order_has_nothing_wrong(house):

@@ -25,6 +25,7 @@ from analysis.cli.flags import (
 )
 from analysis.cli.script import script, setup_logging
 from analysis.results.schema import CONTROL
+from configs.settings import ARMS
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,6 +39,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--n_train", dest="shots", type=natural, nargs="+", default=argparse.SUPPRESS,
         help="numbers of examples in context, rising (default: shots of the config)",
     )  # fmt: skip
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=argparse.SUPPRESS,
+        help="true scores, the same permuted (sham), the axis added by steering (pushed) (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--push",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="strength of the pushed arm in standard deviations of the scores (default: 1)",
+    )
     return parser.parse_args(argv)
 
 

@@ -51,6 +51,14 @@ SELECTED_LAYERS: dict[str, tuple[int, ...]] = {
 
 ACTIVE, INACTIVE = MODES = ("active", "inactive")
 """How a sentence comes about in control: the model writes it, or is given it to read."""
+TRUE, SHAM, PUSHED = ARMS = ("true", "sham", "pushed")
+"""Arms of control:
+
+    true    the shown scores are those of the sentences
+    sham    the same scores, permuted among the examples: all that is left without true feedback
+    pushed  the prompt of ``true``, and the axis is added by steering, up or down as wanted, while the
+            sentence is written or read: what the instrument shows when activations do move
+"""
 LEVELS = (2, 4, 6, 8, 10)
 """How many labels can be shown: low and high, or quantile levels."""
 THRESHOLDS = ("median", "zero")
@@ -95,6 +103,10 @@ class Settings:
     """Experiments when ``--*_exp_end`` is not given."""
     shots: tuple[int, ...] = (0, 2, 4, 8, 16, 32, 64, 128, 256)
     """Control: numbers of examples in context, nested within an experiment."""
+    arms: tuple[str, ...] = ARMS
+    """Control: true scores, the same scores permuted (``sham``), the axis added by steering (``pushed``)."""
+    push: float = 1.0
+    """Control: strength of the pushed arm, in standard deviations of the scores of new sentences."""
     modes: tuple[str, ...] = MODES
     """Control: the model writes (``active``) or reads a given sentence (``inactive``)."""
     max_new_tokens: int = 50
@@ -120,6 +132,9 @@ class Settings:
         _check(_some_of(self.modes, MODES), "modes", self.modes, f"{', '.join(MODES)}, or both")
         for name in ("n_axis", "n_trial", "n_experiments", "smoke_experiments", "max_new_tokens"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+        _check(_some_of(self.arms, ARMS), "arms", self.arms, f"different ones of {', '.join(ARMS)}")
+        _check("true" in self.arms, "arms", self.arms, "true, which the others are compared with, and others")
+        _check(0 < self.push < 100, "push", self.push, "a number > 0 and < 100")
         for name in ("n_random", "n_shuffled", "temperature", "max_pc", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
         _check(self.lr_c > 0, "lr_c", self.lr_c, "a number > 0")

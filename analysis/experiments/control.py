@@ -1,7 +1,8 @@
 """Stage 2: can the model move its own activation along an axis?
 
-One unit is one experiment on one axis of one layer: all N, both modes, both targets, both label flips. They
-hang off two chains of examples (labels as they are, and flipped) and are forwarded in one tree.
+One unit is one experiment on one axis of one layer: all arms, N, modes, targets and label flips. They hang
+off chains of examples (labels as they are or flipped, true or permuted) and are forwarded in one tree. Then
+every sentence is read again by itself, which tells what its text carries from what the context adds.
 
 Shape letters: T trials   K axes   L layers   D hidden size
 """
@@ -22,21 +23,30 @@ from analysis.base.errors import UserError
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.replies import Sampling
 from analysis.engine.request import Reading, Request
+from analysis.engine.steering import Steering
 from analysis.experiments.ahead import Ahead
 from analysis.experiments.grid import GridStage
 from analysis.experiments.preparation import not_finite
 from analysis.experiments.reading import check_fits, read_counted
 from analysis.experiments.score_text import before_score
 from analysis.experiments.study import Study, unit_identity
-from analysis.experiments.trials import ControlTrial, control_trials, control_turns, copy_rate, draw_order
+from analysis.experiments.text_probes import TextProbes
+from analysis.experiments.trials import (
+    ControlTrial,
+    control_trials,
+    control_turns,
+    copy_rate,
+    draw_order,
+    sham_labels,
+)
 from analysis.experiments.workload import Work, work_of
-from analysis.process_prompts import Prompter
+from analysis.process_prompts import Encoded, Prompter
 from analysis.results.schema import CONTROL, UNIT_KINDS
 from analysis.results.store import UnitKey
-from configs.settings import ACTIVE, Settings
+from configs.settings import ACTIVE, ARMS, PUSHED, SHAM, TRUE, Settings
 from utils import LoadedModel
 
-_SETTINGS = ("shots", "modes", "max_new_tokens", "temperature")
+_SETTINGS = ("shots", "modes", "arms", "push", "max_new_tokens", "temperature")
 
 
 def control_identity(study: Study, key: UnitKey) -> dict[str, Any]:
@@ -67,15 +77,19 @@ class ControlPrompts:
         return max(lengths)
 
     def trials(self, key: UnitKey) -> list[ControlTrial]:
-        """Return the trials of one unit."""
-        return control_trials(self.settings.shots, self.settings.modes, key.levels)
+        """Return the trials of one unit; an axis without a direction cannot be pushed."""
+        settings, there = self.settings, key.axis in self.study.axes(key.layer).names
+        arms = [arm for arm in settings.arms if there or arm != PUSHED]
+        return control_trials(settings.shots, settings.modes, key.levels, arms)
 
     def requests(self, key: UnitKey) -> list[Request]:
         """Return what the engine is to do for one unit."""
         rows = self.order(key.exp)
         sentences = [self.study.sentences[row] for row in rows]
         labels = self.study.labels(key.layer, key.axis, key.levels)[rows]
-        return [self.request(key, trial, sentences, labels) for trial in self.trials(key)]
+        sham = sham_labels(self.settings.seed, key.exp, labels[:-1])
+        shown = {arm: (sham if arm == SHAM else labels).tolist() for arm in ARMS}
+        return [self.request(key, trial, sentences, shown[trial.arm]) for trial in self.trials(key)]
 
     def request(
         self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]
@@ -84,10 +98,27 @@ class ControlPrompts:
         active = trial.mode == ACTIVE
         turns = control_turns(trial, self.study.prompts, sentences, labels)
         encoded = self.prompter.encode(turns, reply=active)
-        return Request(encoded.ids, encoded.spans, reply=self.sampling(key, trial) if active else None)
+        steering = self.push(key, trial, encoded) if trial.arm == PUSHED else ()
+        reply = self.sampling(key, trial) if active else None
+        return Request(encoded.ids, encoded.spans, reply=reply, steering=steering)
+
+    def push(self, key: UnitKey, trial: ControlTrial, encoded: Encoded) -> tuple[Steering]:
+        """Return what adds the axis, as wanted, to the sentence that is read, or to all of what is written.
+
+        What is written begins with the last token of the prompt, from which the first one is drawn.
+        """
+        axes = self.study.axes(key.layer)
+        k = axes.index(key.axis)
+        start, stop = encoded.spans[0] if encoded.spans else (len(encoded.ids) - 1, None)
+        alpha = self.settings.push * (1 if trial.want else -1)
+        rows = axes.directions[[k]], axes.mean[None], axes.scales[[k]]
+        return (Steering((key.layer,), "add", *rows, alpha, start, stop),)
 
     def sampling(self, key: UnitKey, trial: ControlTrial) -> Sampling:
-        """Return a seed for this reply alone, so that it does not depend on what else is computed."""
+        """Return a seed for this reply alone, so that it does not depend on what else is computed.
+
+        It is the same in all arms: they differ by what is shown or pushed, not by luck.
+        """
         axis = zlib.crc32(key.axis.encode())
         seed = (self.settings.seed, key.exp, key.layer, axis, trial.n, int(trial.flip), trial.target)
         return Sampling(self.settings.max_new_tokens, self.settings.temperature, seed, before_score)
@@ -102,6 +133,7 @@ class Control(ControlPrompts):
         super().__init__(study, Prompter(deepcopy(lm.tokenizer), lm.name))
         self.lm, self.tree = lm, tree
         self.ahead = Ahead(self.requests)
+        self.probes = TextProbes(lm, study)
         for levels in self.settings.levels:  # labels must be single tokens
             self.prompter.answer_ids(study.prompts.shown, range(levels))
 
@@ -120,14 +152,16 @@ class Control(ControlPrompts):
         pooled = np.stack([_activation(reading) for reading in readings])
         texts = text_columns(trials, readings, sentences)
         self.check_pooled(key, pooled, texts)
+        alone, more = self.probes.read(self.tree, key, texts["text"], partial(self.axis_scores, key))
         return {
             **trial_columns(trials),
             **self.reading_columns(key, pooled),
             **texts,
+            **alone,
             "difference": mean_difference(trials, pooled[:, layers.index(key.layer)], self.settings.modes),
             "test_sentence": [sentences[trial.n] for trial in trials],
             "rows": rows,
-            "tokens": tokens,
+            "tokens": {name: count + more[name] for name, count in tokens.items()},
         }
 
     def check_pooled(self, key: UnitKey, pooled: np.ndarray, texts: Mapping[str, Any]) -> None:
@@ -138,6 +172,13 @@ class Control(ControlPrompts):
             layer, sentence = self.study.layers[slot], texts["text"][int(bad[:, slot].argmax())]
             unit = f"control of {key.axis}, layer {key.layer}, experiment {key.exp}"
             raise not_finite(f"activations of layer {layer} ({unit})", sentence, self.lm.dtype)
+
+    def axis_scores(self, key: UnitKey, pooled: np.ndarray) -> np.ndarray:
+        """Return (T, K) scores of states (T, L, D) on the axes of the target layer and on the ensemble."""
+        layers = self.study.layers
+        members = [self.study.axes(layer).score(pooled[:, slot], LR) for slot, layer in enumerate(layers)]
+        scores = self.study.axes(key.layer).scores(pooled[:, layers.index(key.layer)])
+        return np.column_stack([scores, self.study.ensemble.score(np.stack(members, axis=1))])
 
     def reading_columns(self, key: UnitKey, pooled: np.ndarray) -> dict[str, Any]:
         """Return scores on every axis of the target layer, and the target axis at every layer.
@@ -154,21 +195,17 @@ class Control(ControlPrompts):
         """
         axes, layers = self.study.axes(key.layer), self.study.layers
         own = LR if key.axis == ENSEMBLE else key.axis
-        by_layer, members, projection = (
-            np.full((len(pooled), len(layers)), np.nan, np.float32) for _ in range(3)
-        )
+        by_layer, projection = (np.full((len(pooled), len(layers)), np.nan, np.float32) for _ in range(2))
         for slot, layer in enumerate(layers):
             here = self.study.axes(layer)
             by_layer[:, slot] = self.study.turn(layer, key) * here.score(pooled[:, slot], own)
-            members[:, slot] = here.score(pooled[:, slot], LR)
             if key.axis != ENSEMBLE:
                 k = axes.index(key.axis)
                 moved = pooled[:, slot].astype(np.float64) - here.mean
                 projection[:, slot] = moved @ axes.directions[k] / axes.scales[k]
-        scores = axes.scores(pooled[:, layers.index(key.layer)])
         return {
             "affected": [*axes.names, ENSEMBLE],
-            "scores": np.column_stack([scores, self.study.ensemble.score(members)]),
+            "scores": self.axis_scores(key, pooled),
             "layers": np.array(layers),
             "by_layer": by_layer,
             "projection": projection,
@@ -214,6 +251,7 @@ def trial_columns(trials: Sequence[ControlTrial]) -> dict[str, Any]:
         "target": np.array([trial.target for trial in trials]),
         "want": np.array([trial.want for trial in trials]),
         "mode": [trial.mode for trial in trials],
+        "arm": [trial.arm for trial in trials],
     }
 
 
@@ -240,7 +278,7 @@ def text_columns(
 def mean_difference(
     trials: Sequence[ControlTrial], pooled: np.ndarray, modes: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Return per mode the change of the hidden state at the largest N, from low wanted to high wanted.
+    """Return per mode how the hidden state changes in the true arm at the largest N, from low to high wanted.
 
     Args:
         trials: T of them.
@@ -252,7 +290,9 @@ def mean_difference(
     """
     last = max(trial.n for trial in trials)
     signs = {
-        mode: np.array([(2 * t.want - 1) * (t.n == last and t.mode == mode) for t in trials])
+        mode: np.array(
+            [(2 * t.want - 1) * (t.n == last and t.mode == mode and t.arm == TRUE) for t in trials]
+        )
         for mode in modes
     }
     return {

@@ -14,7 +14,7 @@ import numpy as np
 from analysis.base.errors import UserError
 from analysis.base.seeds import generator
 from analysis.process_prompts import Prompts, Turn, sentence_turn, shown_turn
-from configs.settings import ACTIVE, INACTIVE
+from configs.settings import ACTIVE, INACTIVE, PUSHED, SHAM, TRUE
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class ControlTrial:
     """``active``: it writes a sentence; ``inactive``: the test sentence is prefilled."""
     levels: int = 2
     """Labels 0, 1, ..., levels - 1."""
+    arm: str = TRUE
+    """One of ``settings.ARMS``: which scores are shown, and whether the axis is pushed."""
 
     @property
     def want(self) -> int:
@@ -87,11 +89,32 @@ def report_order(seed: int, exp: int, pool: np.ndarray, sides: np.ndarray, n: in
     return order
 
 
-def control_trials(shots: Sequence[int], modes: Sequence[str], levels: int = 2) -> list[ControlTrial]:
+def arm_shots(arm: str, shots: Sequence[int]) -> list[int]:
+    """Return the numbers of examples at which an arm is run, of those of the study.
+
+    Without examples nothing can be permuted, and two points are enough to see what a push does.
+    """
+    if arm == SHAM:
+        return [n for n in shots if n > 0]
+    return sorted({shots[0], shots[-1]}) if arm == PUSHED else list(shots)
+
+
+def sham_labels(seed: int, exp: int, labels: np.ndarray) -> np.ndarray:
+    """Return the labels of an experiment's examples in random order, the same for every axis and N.
+
+    Prefixes stay nested, as those of the true labels are, so that one trunk serves all N.
+    """
+    return generator(seed, "sham", exp).permutation(labels)
+
+
+def control_trials(
+    shots: Sequence[int], modes: Sequence[str], levels: int = 2, arms: Sequence[str] = (TRUE,)
+) -> list[ControlTrial]:
     """Return the 2x2 counterbalanced trials of one experiment: labels as they are or flipped, by target."""
     return [
-        ControlTrial(n, flip, target, mode, levels)
-        for n in shots
+        ControlTrial(n, flip, target, mode, levels, arm)
+        for arm in arms
+        for n in arm_shots(arm, shots)
         for flip in (False, True)
         for target in (0, levels - 1)
         for mode in modes

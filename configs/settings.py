@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ TRUE, SHAM, PUSHED = ARMS = ("true", "sham", "pushed")
     pushed  the prompt of ``true``, and the axis is added by steering, up or down as wanted, while the
             sentence is written or read: what the instrument shows when activations do move
 """
+
+
+def arm_shots(arm: str, shots: Sequence[int]) -> list[int]:
+    """Return the numbers of examples at which an arm is run, of those of the study.
+
+    Without examples nothing can be permuted, and two points are enough to see what a push does.
+    """
+    if arm == SHAM:
+        return [n for n in shots if n > 0]
+    return sorted({shots[0], shots[-1]}) if arm == PUSHED else list(shots)
+
+
 LEVELS = (2, 4, 6, 8, 10)
 """How many labels can be shown: low and high, or quantile levels."""
 THRESHOLDS = ("median", "zero")

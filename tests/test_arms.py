@@ -11,14 +11,15 @@ import pytest
 
 from analysis.engine.prefix_tree import PrefixTree
 from analysis.engine.request import Request
-from analysis.experiments.control import Control
+from analysis.experiments.control import Control, control_identity
 from analysis.experiments.preparation import mean_embeddings, prepare
 from analysis.experiments.study import open_study
 from analysis.experiments.text_probes import fit_probe
-from analysis.experiments.trials import ControlTrial, arm_shots, axis_turns, control_trials, sham_labels
+from analysis.experiments.trials import ControlTrial, axis_turns, control_trials, sham_labels
 from analysis.process_prompts import Prompter
-from analysis.results.store import Store, UnitKey, read
-from configs.settings import ARMS, Settings
+from analysis.results.store import Store, UnitKey, read, write
+from analysis.tables.read import load_control
+from configs.settings import ARMS, Settings, arm_shots
 from utils import LoadedModel
 
 KEY = UnitKey("imit", "lr", 2, 1)
@@ -162,3 +163,42 @@ def test_a_probe_finds_what_is_in_the_features_and_scales_it_by_held_out_sentenc
     assert np.corrcoef(found, others @ truth)[0, 1] > 0.99
     assert abs(found.std() - 1) < 1e-5 and abs(found.mean()) < 1e-5
     assert fit_probe(np.ones((20, 3)), rng.standard_normal(20), np.arange(20), np.ones((5, 3))) is None
+
+
+def test_the_arms_of_stored_units_become_series_of_their_own(control, unit, tiny_lm):
+    store, identity = control.study.store, control_identity(control.study, KEY)
+    write(store.unit(KEY), {**unit, "seconds": 1.0}, identity, **control.study.meta(tiny_lm))
+    data = load_control(store)
+    assert {arm: [s.shots.tolist() for s in series] for arm, series in data.arms.items()} == {
+        "true": [[0, 2, 6]], "sham": [[2, 6]], "pushed": [[0, 6]],
+    }  # fmt: skip
+    for arm, (series,) in data.arms.items():
+        for t in rows(unit, arm=arm):
+            cell = (
+                0, series.shots.tolist().index(unit["n"][t]), series.modes.index(unit["mode"][t]),
+                int(unit["flip"][t]), unit["want"][t],
+            )  # fmt: skip
+            column = unit["affected"].index("lr")
+            assert series.target[cell] == unit["scores"][t, column]
+            assert series.neutral[cell][series.affected.index("lr")] == unit["neutral"][t, column]
+            assert (series.measured["words"][cell], series.measured["embedding"][cell]) == (unit["words"][t], unit["embedding"][t])
+            assert series.text[cell] == unit["text"][t]
+
+
+def test_a_unit_of_before_the_arms_is_read_as_the_true_one(control, unit, tiny_lm, tmp_path):
+    true = rows(unit, arm="true")
+    old = {
+        k: ([v[t] for t in true] if isinstance(v, list) and len(v) == len(unit["n"]) else v)
+        for k, v in unit.items()
+    }
+    old = {
+        k: v[true] if isinstance(v, np.ndarray) and len(v) == len(unit["n"]) else v for k, v in old.items()
+    }
+    for name in ("arm", "neutral", "words", "embedding"):
+        del old[name]
+    identity = {k: v for k, v in control_identity(control.study, KEY).items() if k not in ("arms", "push")}
+    store = Store(tmp_path, tiny_lm.name, "commonsense")
+    write(store.unit(KEY), {**old, "seconds": 1.0}, identity, **control.study.meta(tiny_lm))
+    data = load_control(store)
+    assert [s.arm for s in data.series] == ["true"] and not data.arms["sham"] and not data.arms["pushed"]
+    assert np.isnan(data.series[0].neutral).all() and np.isfinite(data.series[0].target[:, :, 1]).all()

@@ -23,13 +23,14 @@ def make_series(rng, axis="lr", layer=PLANTED, affected=("lr", "meandiff", "pc1"
     blank = {"measured": {name: np.zeros(shape, np.float32) for name in ("copy_rate", "cut", "empty")}}
     fields = {
         "scores": rng.normal(size=(*shape, len(affected))),
+        "neutral": rng.normal(size=(*shape, len(affected))),
         "by_layer": rng.normal(size=(*shape, LAYERS)),
         "projection": rng.normal(size=(*shape, LAYERS)),
         "differences": {mode: rng.normal(size=(len(exps), 5)) for mode in ("active", "inactive")},
     } | more
     shots, modes, text = np.array([0, 4]), ("active", "inactive"), np.full(shape, "x", object)
     return ControlSeries(
-        axis, layer, 2, exps, shots, modes, affected, layers_read=np.arange(LAYERS), text=text,
+        axis, layer, 2, "true", exps, shots, modes, affected, layers_read=np.arange(LAYERS), text=text,
         **blank, **fields,
     )  # fmt: skip
 

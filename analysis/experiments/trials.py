@@ -14,7 +14,7 @@ import numpy as np
 from analysis.base.errors import UserError
 from analysis.base.seeds import generator
 from analysis.process_prompts import Prompts, Turn, sentence_turn, shown_turn
-from configs.settings import ACTIVE, INACTIVE, PUSHED, SHAM, TRUE
+from configs.settings import ACTIVE, INACTIVE, TRUE, arm_shots
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,6 @@ def report_order(seed: int, exp: int, pool: np.ndarray, sides: np.ndarray, n: in
         mixed = generator(seed, "report sentences", exp, side).permutation(rows)
         order[coins == side] = mixed[: int((coins == side).sum())]
     return order
-
-
-def arm_shots(arm: str, shots: Sequence[int]) -> list[int]:
-    """Return the numbers of examples at which an arm is run, of those of the study.
-
-    Without examples nothing can be permuted, and two points are enough to see what a push does.
-    """
-    if arm == SHAM:
-        return [n for n in shots if n > 0]
-    return sorted({shots[0], shots[-1]}) if arm == PUSHED else list(shots)
 
 
 def sham_labels(seed: int, exp: int, labels: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from analysis.base.files import DamagedFile
 from analysis.results.fields import Sizes, Wrong, build, check_fields, need
-from configs.settings import LEVELS, MODES
+from configs.settings import ARMS, LEVELS, MODES, PUSHED, TRUE, arm_shots
 
 META_PARTS = 10_000
 """Most values in the meta data, lists inside each other all together."""
@@ -282,7 +282,7 @@ class Axes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlUnit(Record):
-    """Control: one experiment on one axis of one layer; a trial per N, mode, side and label assignment."""
+    """Control: an experiment on one axis of one layer; a trial per arm, N, mode, side and assignment."""
 
     n: Int[np.ndarray, " T"]
     """Examples shown."""
@@ -294,10 +294,20 @@ class ControlUnit(Record):
     """1: a high score is wanted, 0: a low one."""
     mode: Annotated[list[str], "T"]
     """``active``: the model writes a sentence; ``inactive``: it reads the given one."""
+    arm: Annotated[list[str], "T"] | None = None
+    """``true``: the shown scores are those of the sentences; ``sham``: they are permuted; ``pushed``: as
+    true, and the axis is added by steering. Older units have the true arm alone."""
     affected: Annotated[list[str], "K"]
     """Axes that are scored: all of the targeted layer, and ``lr_ensemble``."""
     scores: Float[np.ndarray, "T K"]
     """In standard deviations of the fitting sentences; NaN for an empty reply."""
+    neutral: Float[np.ndarray, "T K"] | None = None
+    """The same axes, for the sentence read again in the conversation that the axes were fitted in: what its
+    text carries by itself."""
+    words: Float[np.ndarray, " T"] | None = None
+    """What a probe of the words predicts for the targeted axis, in deviations of its held-out predictions."""
+    embedding: Float[np.ndarray, " T"] | None = None
+    """What a probe of the mean input embedding predicts for it."""
     layers: Int[np.ndarray, " L"]
     """Layers read, rising."""
     by_layer: Float[np.ndarray, "T L"] | None = None
@@ -341,12 +351,15 @@ class ControlUnit(Record):
         yield parts["axis"] in self.affected, f"axis {parts['axis']} is not among the affected"
         yield len(set(self.affected)) == len(self.affected), "affected names an axis twice"
         yield (np.diff(self.layers) > 0).all() and _within(self.layers, 0, MOST), "layers do not rise"
-        cells = list(zip(self.n.tolist(), self.flip.tolist(), self.want.tolist(), self.mode, strict=True))
+        arms = self.arms
+        yield set(arms) <= set(ARMS), f"arm is not {' or '.join(ARMS)}"
+        places = (self.n.tolist(), self.flip.tolist(), self.want.tolist(), self.mode)
+        cells = list(zip(arms, *places, strict=True))
         yield len(set(cells)) == len(cells), "it has the same trial twice"
         asked = self._asked()
         yield asked is None or asked == set(cells), "its trials are not those of its settings"
         yield set(self.difference) >= set(self.mode), "difference lacks a mode"
-        for name in ("scores", "by_layer", "projection"):
+        for name in ("scores", "by_layer", "projection", "neutral", "words", "embedding"):
             yield _finite_or_nan(getattr(self, name)), f"{name} holds infinity"
         yield all(map(_finite_or_nan, self.difference.values())), "difference holds infinity"
         yield self.empty is None or np.isfinite(self.scores[~self.empty]).all(), "scores lacks a trial's"
@@ -355,13 +368,27 @@ class ControlUnit(Record):
         yield self.rows is None or _within(self.rows, 0, MOST), "rows are out of range"
         yield 0 <= self.seconds < np.inf, "seconds is no time"
 
-    def _asked(self) -> set[tuple[int, bool, int, str]] | None:
-        """Return the trials (n, flip, want, mode) that the settings ask for, None if they do not tell."""
+    @property
+    def arms(self) -> list[str]:
+        """(T,) the arm of each trial."""
+        return [TRUE] * len(self.n) if self.arm is None else self.arm
+
+    def _asked(self) -> set[tuple[str, int, bool, int, str]] | None:
+        """Return the trials (arm, n, flip, want, mode) of the settings, None if they do not tell.
+
+        An axis without a direction, such as ``lr_ensemble``, has no pushed arm.
+        """
         identity = self.meta["identity"]
         shots, modes = _listed(identity, "shots", int), _listed(identity, "modes", str)
-        if shots is None or modes is None:
+        if not shots or modes is None:
             return None
-        return set(itertools.product(shots, (False, True), (0, 1), modes))
+        arms = _listed(identity, "arms", str) or [TRUE]
+        asked = [arm for arm in arms if arm in ARMS and (arm != PUSHED or PUSHED in self.arms)]
+        return {
+            (arm, *rest)
+            for arm in asked
+            for rest in itertools.product(arm_shots(arm, shots), (False, True), (0, 1), modes)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Shape letters as in ``analysis.tables.series``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from analysis.results.commands import no_axes, no_runs
 from analysis.results.schema import CONTROL, REPORT, Axes, ControlUnit, ReportUnit, Split
 from analysis.results.store import PER_UNIT, Store, UnitKey, read_as, read_meta
 from analysis.tables.series import ControlSeries, ReportSeries, control_series, report_series
+from configs.settings import ARMS, TRUE
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class ControlData:
     """Everything that the control figures read."""
 
     series: tuple[ControlSeries, ...]
+    """Of the true arm."""
+    arms: Mapping[str, tuple[ControlSeries, ...]]
+    """Arm -> the series of the axes and layers that it was run for, the true one among them."""
     originals: Mapping[tuple[str, int], np.ndarray]
     """(axis, layer) -> (n_trial,) scores of the original trial sentences, where they are on disk."""
     meta: Mapping[str, Any]
@@ -55,9 +59,18 @@ def load_control(
             with differing settings (the message names the field).
     """
     targeted = {unit.axis for unit in store.units(CONTROL)}
-    build = partial(control_series, targeted)
-    series, meta = _load(store, CONTROL, ControlUnit, axes, layers, build)
-    return ControlData(series, _original_scores(store, series), meta)
+    build = partial(_by_arm, targeted)
+    found, meta = _load(store, CONTROL, ControlUnit, axes, layers, build)
+    arms = {arm: tuple(one[arm] for one in found if arm in one) for arm in ARMS}
+    return ControlData(arms[TRUE], arms, _original_scores(store, arms[TRUE]), meta)
+
+
+def _by_arm(
+    targeted: Collection[str], keys: Sequence[UnitKey], units: Sequence[ControlUnit]
+) -> dict[str, ControlSeries]:
+    """Return the series of every arm that a unit has trials of."""
+    there = [arm for arm in ARMS if any(arm in unit.arms for unit in units)]
+    return {arm: control_series(targeted, keys, units, arm) for arm in there}
 
 
 def load_report(
@@ -73,14 +86,17 @@ def only_modes(data: ControlData, modes: Sequence[str]) -> ControlData:
     missing = [mode for mode in modes if mode not in have]
     if missing:
         raise unknown("mode", missing[0], have, "the runs on disk; the setting is modes")
-    series = tuple(s.only(modes) for s in data.series if set(modes) & set(s.modes))
-    return replace(data, series=series)
+    arms = {
+        arm: tuple(s.only(modes) for s in series if set(modes) & set(s.modes))
+        for arm, series in data.arms.items()
+    }
+    return replace(data, series=arms[TRUE], arms=arms)
 
 
 # ---------------------------------------------------------------- which units
 
 Unit = TypeVar("Unit", ControlUnit, ReportUnit)
-Series = TypeVar("Series", ControlSeries, ReportSeries)
+Series = TypeVar("Series")
 
 
 def _load(

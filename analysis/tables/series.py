@@ -19,12 +19,14 @@ from analysis.axes.names import SHOWN_PCS, axis_order, pc_number
 from analysis.results.fields import fields_of_shape
 from analysis.results.schema import ControlUnit, ReportUnit
 from analysis.results.store import UnitKey
-from configs.settings import MODES
+from configs.settings import MODES, TRUE
 
 ASKED = ("n", "flip", "target", "want")
 """Fields of a control unit that say what a trial asks for."""
 MEASURED = tuple(name for name in fields_of_shape(ControlUnit, "T") if name not in ASKED)
-"""Fields that hold one number of every trial: copy_rate, cut, empty, and whatever the schema adds to them."""
+"""Fields that hold one number of every trial: copy_rate, words, and whatever the schema adds to them."""
+WIDE = ("scores", "neutral", "by_layer", "projection")
+"""Fields that hold a row of numbers of every trial: of the affected axes, or of the layers read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class ControlSeries:
     layer: int
     levels: int
     """Labels shown: 2, or quantile levels."""
+    arm: str
+    """See configs.settings.ARMS."""
     exps: Int[np.ndarray, " E"]
     """The experiments on disk."""
     shots: Int[np.ndarray, " S"]
@@ -44,6 +48,8 @@ class ControlSeries:
     """K names of axes scored in the target layer: all but the PCs that no figure shows."""
     scores: Float[np.ndarray, "E S M 2 2 K"]
     """In training std; NaN: missing, the reply was empty, or the unit was not scored on that axis."""
+    neutral: Float[np.ndarray, "E S M 2 2 K"]
+    """The same for the sentence read by itself, in the conversation that the axes were fitted in."""
     by_layer: Float[np.ndarray, "E S M 2 2 L"]
     """The axis of the same name read at every layer."""
     projection: Float[np.ndarray, "E S M 2 2 L"]
@@ -66,8 +72,7 @@ class ControlSeries:
     def only(self, modes: Sequence[str]) -> ControlSeries:
         """Return the same series with the trials of ``modes`` alone."""
         index = [i for i, mode in enumerate(self.modes) if mode in modes]
-        names = ("scores", "by_layer", "projection", "text")
-        arrays = {name: getattr(self, name)[:, :, index] for name in names}
+        arrays = {name: getattr(self, name)[:, :, index] for name in (*WIDE, "text")}
         measured = {name: values[:, :, index] for name, values in self.measured.items()}
         return replace(self, modes=tuple(self.modes[i] for i in index), measured=measured, **arrays)
 
@@ -108,15 +113,16 @@ class ReportSeries:
 
 
 def control_series(
-    targeted: Collection[str], keys: Sequence[UnitKey], units: Sequence[ControlUnit]
+    targeted: Collection[str], keys: Sequence[UnitKey], units: Sequence[ControlUnit], arm: str = TRUE
 ) -> ControlSeries:
-    """Return the units ``keys`` as one series.
+    """Return the trials of one arm of the units ``keys`` as one series.
 
     Args:
         targeted: axes that were targeted somewhere; they are kept as affected ones whatever they are.
         keys: of one axis, layer and number of levels.
         units: theirs. What one of them was not scored on, or does not hold, is NaN: an axis may have been
             imported between two runs.
+        arm: one of configs.settings.ARMS, which a unit at least has trials of.
 
     Raises:
         ValueError: hidden states of differing sizes, which reading refuses.
@@ -124,25 +130,29 @@ def control_series(
     names = {name for unit in units for name in unit.affected if _is_shown(name, targeted)}
     affected = tuple(sorted(names, key=axis_order))
     layers = np.unique(np.concatenate([unit.layers for unit in units]))
-    shots = np.unique(np.concatenate([unit.n for unit in units]))
+    trials = [np.flatnonzero(np.array(unit.arms) == arm) for unit in units]
+    shots = np.unique(np.concatenate([unit.n[here] for unit, here in zip(units, trials, strict=True)]))
     modes = tuple(mode for mode in MODES if any(mode in unit.mode for unit in units))
     shape = (len(units), len(shots), len(modes), 2, 2)
-    wide = {"scores": (len(affected),), "by_layer": layers.shape, "projection": layers.shape}
-    arrays = {name: np.full((*shape, *wide.get(name, ())), np.nan, np.float32) for name in (*wide, *MEASURED)}
+    wide = dict.fromkeys(("scores", "neutral"), (len(affected),))
+    wide |= dict.fromkeys(("by_layer", "projection"), layers.shape)
+    arrays = {name: np.full((*shape, *wide.get(name, ())), np.nan, np.float32) for name in (*WIDE, *MEASURED)}
     text = np.full(shape, None, object)
-    for e, unit in enumerate(units):
-        mode = np.array([modes.index(name) for name in unit.mode], dtype=int)
-        cell = (np.full(len(mode), e), np.searchsorted(shots, unit.n), mode, unit.flip.astype(int), unit.want)
-        columns = {"scores": _places(affected, unit.affected)}
+    for e, (unit, here) in enumerate(zip(units, trials, strict=True)):
+        mode = np.array([modes.index(unit.mode[t]) for t in here], dtype=int)
+        place = np.searchsorted(shots, unit.n[here])
+        cell = (np.full(len(mode), e), place, mode, unit.flip[here].astype(int), unit.want[here])
+        columns = dict.fromkeys(("scores", "neutral"), _places(affected, unit.affected))
         columns |= dict.fromkeys(("by_layer", "projection"), _places(layers.tolist(), unit.layers.tolist()))
         for name, array in arrays.items():
-            _put(array, cell, getattr(unit, name), columns.get(name))
-        text[cell] = np.array(unit.text, dtype=object)
+            values = getattr(unit, name)
+            _put(array, cell, None if values is None else values[here], columns.get(name))
+        text[cell] = np.array(unit.text, dtype=object)[here]
     first, exps = keys[0], np.array([key.exp for key in keys])
     moved = {mode: _differences(units, mode) for mode in modes}
     return ControlSeries(
-        first.axis, first.layer, first.levels, exps, shots, modes, affected, layers_read=layers, text=text,
-        differences=moved, measured={name: arrays.pop(name) for name in MEASURED}, **arrays,
+        first.axis, first.layer, first.levels, arm, exps, shots, modes, affected, layers_read=layers,
+        text=text, differences=moved, measured={name: arrays.pop(name) for name in MEASURED}, **arrays,
     )  # fmt: skip
 
 

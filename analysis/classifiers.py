@@ -2,8 +2,9 @@
 
 Shape letters: N sentences that fit the axes, D hidden size, K axes, R rank of the centred data.
 
-Which axes there are, and how they are called: analysis/axes/names.py. Everything is fitted in float64 on one
-singular value decomposition and kept as float32.
+Which axes there are, and how they are called: analysis/axes/names.py. Directions are fitted in float64 on one
+half of the sentences and kept as float32. What they are measured with (scale, threshold) comes from the other
+half, which no direction has seen: the fitting half would tell of itself, not of new sentences.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,14 @@ from analysis.axes.names import (
     pc,
     pc_number,
 )
-from analysis.axes.solvers import logistic, mean_difference, svd_rotation
+from analysis.axes.solvers import (
+    choose_strength,
+    gram_rotation,
+    logistic,
+    mean_difference,
+    standardised,
+    svd_rotation,
+)
 from analysis.base.errors import UserError, unknown
 from analysis.base.seeds import generator
 from configs.settings import THRESHOLDS
@@ -38,7 +46,7 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class AxisSet:
-    """All axes of one layer; a score is a signed distance along an axis in training deviations."""
+    """All axes of one layer; a score is a signed distance along an axis, in deviations of new sentences."""
 
     names: tuple[str, ...]
     """(K,) such as ``lr``, ``meandiff``, ``random0``, ``lr_shuffled0``, ``pc1``."""
@@ -47,13 +55,15 @@ class AxisSet:
     mean: np.ndarray
     """(D,) float32, the training mean, removed before projecting."""
     scales: np.ndarray
-    """(K,) float32, standard deviation (ddof 0) of the training projections, > 0."""
+    """(K,) float32, standard deviation (ddof 0) of the projections of held-out sentences, > 0."""
     thresholds: np.ndarray
     """(K,) float32, in the units of the scores; a score above it counts as label 1."""
     variance_ratio: np.ndarray
     """(R,) float32, share of the variance of every principal component, also those that are no axes."""
     accuracy: dict[str, float]
     """Share of the training sentences on their label's side of the threshold; not given for PCs."""
+    lr_c: float = 1.0
+    """Inverse L2 strength of ``lr``, given or chosen by cross-validation."""
 
     def scores(self, hidden: np.ndarray) -> np.ndarray:
         """Return the position of every row on every axis.
@@ -121,6 +131,7 @@ class AxisSet:
             "scales": self.scales,
             "thresholds": self.thresholds,
             "variance_ratio": self.variance_ratio,
+            "lr_c": self.lr_c,
             "accuracy": {k: (fit, float(other.get(k, np.nan))) for k, fit in self.accuracy.items()},
         }
 
@@ -136,7 +147,8 @@ class AxisSet:
         if missing:
             raise UserError(f"the axes file lacks {', '.join(missing)}: run main_prep.py --overwrite")
         accuracy = {str(name): float(pair[0]) for name, pair in record["accuracy"].items()}
-        return cls(tuple(record["names"]), **{k: record[k] for k in arrays}, accuracy=accuracy)
+        about = {"accuracy": accuracy, "lr_c": float(record.get("lr_c", 1.0))}
+        return cls(tuple(record["names"]), **{k: record[k] for k in arrays}, **about)
 
 
 def fit_layers(
@@ -173,7 +185,9 @@ def fit_axes(
     hidden: np.ndarray,
     labels: np.ndarray,
     *,
-    lr_c: float,
+    groups: np.ndarray | None = None,
+    held_out: np.ndarray | None = None,
+    lr_c: float | None,
     max_pc: int,
     n_random: int,
     n_shuffled: int,
@@ -186,12 +200,16 @@ def fit_axes(
     Args:
         hidden: (N, D) pooled hidden states of the fitting sentences.
         labels: (N,) 0 or 1.
-        lr_c: inverse L2 strength. The hidden states are first divided by one number, the root of their
-            mean variance over the D coordinates, so that ``lr_c`` means the same at every layer.
+        groups: (N,) sentences that belong together, such as a minimal pair, for the cross-validation; None:
+            each by itself.
+        held_out: (M, D) states of other sentences, which set scales and thresholds; None: there are none, and
+            the fitting sentences do, along which directions are too good.
+        lr_c: inverse L2 strength, on coordinates scaled to variance 1 each; None: by cross-validation over
+            groups, see solvers.choose_strength.
         max_pc: most principal components kept as axes; there are at most min(N - 1, D).
         n_random: axes ``random0``, ``random1``, ...
         n_shuffled: axes ``lr_shuffled0``, ...
-        threshold: ``median`` of the training scores, or ``zero`` (the training mean).
+        threshold: ``median`` of the held-out scores, or ``zero`` (the training mean).
         seed: of the random directions and the permutations; each layer draws its own.
         layer: names the layer in errors, and its random stream.
 
@@ -205,16 +223,21 @@ def fit_axes(
     mean = data.mean(axis=0)
     rotated, basis = svd_rotation(data, mean, layer)
     power = (rotated**2).sum(axis=0)
-    features = rotated / np.sqrt(power.sum() / data.size)
-    vectors = {LR: logistic(features, labels, lr_c, LR, layer) @ basis}
-    vectors[MEANDIFF] = mean_difference(features, labels, MEANDIFF, layer) @ basis
+    scaled, deviations = standardised(data, mean)
+    features, turned = gram_rotation(scaled)
+    if lr_c is None:
+        lr_c = choose_strength(features, labels, np.arange(len(labels)) if groups is None else groups)
+    vectors = {LR: logistic(features, labels, lr_c, LR, layer) @ turned / deviations}
+    by_size = rotated / np.sqrt(power.sum() / data.size)
+    vectors[MEANDIFF] = mean_difference(by_size, labels, MEANDIFF, layer) @ basis
     for s in range(n_random):
         vectors[numbered(RANDOM, s)] = generator(seed, RANDOM, s, layer).standard_normal(data.shape[1])
     for s in range(n_shuffled):
         name, mixed = numbered(SHUFFLED, s), generator(seed, SHUFFLED, s, layer).permutation(labels)
-        vectors[name] = logistic(features, mixed, lr_c, name, layer) @ basis
+        vectors[name] = logistic(features, mixed, lr_c, name, layer) @ turned / deviations
     vectors |= {pc(k): vector for k, vector in enumerate(basis[:max_pc], start=1)}
-    return _finish(vectors, data, mean, labels, power / power.sum(), threshold, layer)
+    made = _finish(vectors, data, data if held_out is None else held_out, mean, labels, threshold, layer)
+    return replace(made, variance_ratio=(power / power.sum()).astype(np.float32), lr_c=lr_c)
 
 
 def _check(hidden: np.ndarray, labels: np.ndarray, threshold: str, layer: int) -> np.ndarray:
@@ -247,9 +270,9 @@ def _check(hidden: np.ndarray, labels: np.ndarray, threshold: str, layer: int) -
 def _finish(
     vectors: Mapping[str, np.ndarray],
     data: np.ndarray,
+    others: np.ndarray,
     mean: np.ndarray,
     labels: np.ndarray,
-    variance_ratio: np.ndarray,
     threshold: str,
     layer: int,
 ) -> AxisSet:
@@ -257,18 +280,19 @@ def _finish(
     names = tuple(vectors)
     directions = np.stack([vector / np.linalg.norm(vector) for vector in vectors.values()])
     directions, mean = directions.astype(np.float32), mean.astype(np.float32)
-    projections = _project(data, mean, directions)
+    projections = _project(others, mean, directions)
     scales = projections.std(axis=0).astype(np.float32)
     bad = ~(np.isfinite(scales) & (scales > 0))
     if bad.any():
         raise UserError(
-            f"axis {names[bad.argmax()]!r} of layer {layer} is constant over the fitting sentences: leave "
+            f"axis {names[bad.argmax()]!r} of layer {layer} is constant over the held-out sentences: leave "
             "it out (max_pc, n_random), or check the hidden states of this layer"
         )
     scores = (projections / scales).astype(np.float32)
     thresholds = np.median(scores, axis=0) if threshold == "median" else np.zeros_like(scales)
-    accuracy = _accuracies(names, scores > thresholds, labels)
-    return AxisSet(names, directions, mean, scales, thresholds, variance_ratio.astype(np.float32), accuracy)
+    fitted = (_project(data, mean, directions) / scales).astype(np.float32)
+    accuracy = _accuracies(names, fitted > thresholds, labels)
+    return AxisSet(names, directions, mean, scales, thresholds, np.zeros(0, np.float32), accuracy)
 
 
 def _accuracies(names: Sequence[str], above: np.ndarray, labels: np.ndarray) -> dict[str, float]:

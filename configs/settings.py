@@ -74,7 +74,7 @@ def arm_shots(arm: str, shots: Sequence[int]) -> list[int]:
 LEVELS = (2, 4, 6, 8, 10)
 """How many labels can be shown: low and high, or quantile levels."""
 THRESHOLDS = ("median", "zero")
-"""Where a score becomes label 1: the median of the fitting scores, or their mean."""
+"""Where a score becomes label 1: the median of held-out scores, or the mean of the fitting sentences."""
 
 FORMATS = ("png", "pdf", "svg")
 """File formats of figures."""
@@ -93,10 +93,11 @@ class Settings:
     """Sentences that the axes are fitted on, balanced by class."""
     n_trial: int = 600
     """Sentences that experiments draw from, disjoint from the above."""
-    lr_c: float = 1.0
-    """Inverse L2 strength of the logistic regression, on hidden states scaled to mean variance 1."""
+    lr_c: float | str = "auto"
+    """Inverse L2 strength of the logistic regression, on coordinates scaled to variance 1; ``auto``: by
+    cross-validation over groups of the fitting sentences, at each layer."""
     threshold: str = "median"
-    """Where a score becomes label 1: the ``median`` of the fitting scores, or ``zero``."""
+    """Where a score becomes label 1: the ``median`` of held-out scores, or ``zero``."""
     max_pc: int = 512
     """Principal components kept per layer, where the number of sentences allows."""
     n_random: int = 1
@@ -149,7 +150,8 @@ class Settings:
         _check(0 < self.push < 100, "push", self.push, "a number > 0 and < 100")
         for name in ("n_random", "n_shuffled", "temperature", "max_pc", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
-        _check(self.lr_c > 0, "lr_c", self.lr_c, "a number > 0")
+        strength = self.lr_c if isinstance(self.lr_c, float) else float(self.lr_c == "auto")
+        _check(strength > 0, "lr_c", self.lr_c, "a number > 0, or auto")
         _check(self.report_examples >= 2, "report_examples", self.report_examples, "a number >= 2")
         allowed = f"different numbers out of {', '.join(map(str, LEVELS))}"
         _check(_some_of(self.levels, LEVELS), "levels", self.levels, allowed)
@@ -187,6 +189,9 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise SettingError(f"{name} = {_SHORT.repr(value)}: must be a list of {item.__name__}")
         return tuple(coerce(name, part, item) for part in value)
+    if typing.get_origin(kind) is types.UnionType:
+        kinds = typing.get_args(kind)
+        kind = next((one for one in kinds if isinstance(value, one)), kinds[0])
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -6,7 +6,14 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from analysis.axes.solvers import logistic, svd_rotation
+from analysis.axes.solvers import (
+    STRENGTHS,
+    choose_strength,
+    gram_rotation,
+    logistic,
+    standardised,
+    svd_rotation,
+)
 from analysis.base.errors import UserError
 from analysis.base.files import load_pickle, save_pickle
 from analysis.base.seeds import generator
@@ -112,13 +119,14 @@ def test_principal_components_are_scikit_learns_with_their_signs(n, dim):
 def test_lr_is_scikit_learns_on_the_unrotated_data(make, lr_c):
     data, labels = make()
     centred = data - data.mean(axis=0)
-    scaled = centred / np.sqrt(centred.var(axis=0).mean())
+    scaled = centred / centred.std(axis=0)
     plain = LogisticRegression(C=lr_c, solver="lbfgs", tol=1e-10, max_iter=100_000)
     plain = plain.fit(scaled, labels).coef_[0]
     rotated, basis = svd_rotation(scaled, scaled.mean(axis=0), layer=0)
     weights = logistic(rotated, labels, lr_c, "lr", layer=0) @ basis
     np.testing.assert_allclose(weights, plain, atol=2e-6 * np.linalg.norm(plain))
     axes = fit(data, labels, lr_c=lr_c)
+    plain = plain / centred.std(axis=0)  # from scaled coordinates to those of the data
     found = axes.directions[axes.index("lr")].astype(np.float64)
     assert found @ plain / np.linalg.norm(found) / np.linalg.norm(plain) > 1 - 1e-8
     np.testing.assert_allclose(found, plain / np.linalg.norm(plain), atol=2e-6)
@@ -261,3 +269,58 @@ def test_a_regression_that_does_not_converge_names_axis_and_layer(monkeypatch):
     data, labels, _ = noise_and_labels(50, 80)
     with pytest.raises(UserError, match="'lr' of layer 3.*did not converge.*lr_c"):
         fit(data, labels, lr_c=100.0)
+
+
+# ---------------------------------------------------------------- strength, coordinates, held-out scales
+
+
+def test_one_coordinate_with_nearly_all_variance_does_not_take_over_lr(rng):
+    labels = np.tile([0, 1], 200)
+    data = 0.1 * rng.standard_normal((400, 50)) + 0.2 * labels[:, None] * (np.arange(50) == 7)
+    data[:, 0] = 1000 * rng.standard_normal(400)  # a massive activation
+    fitting, others = np.arange(400) < 200, np.arange(400) >= 200
+    axes = fit(data[fitting], labels[fitting], lr_c=None, held_out=data[others])
+    assert axes.accuracy_on(data[others], labels[others])["lr"] > 0.75  # an ideal observer reaches 0.84
+
+
+def test_the_strength_is_chosen_by_sentences_that_were_held_out(rng):
+    labels = np.tile([0, 1], 150)
+    noise = rng.standard_normal((300, 400))
+    strong = noise + 4 * labels[:, None] * (np.arange(400) < 3)
+    assert fit(noise, labels, lr_c=None).lr_c < fit(strong, labels, lr_c=None).lr_c
+    assert fit(noise, labels, lr_c=0.3).lr_c == 0.3
+
+
+def test_groups_are_held_out_together(rng):
+    # pairs of equal states whose label is a coin: alone, a sentence's twin tells its label
+    states = np.repeat(rng.standard_normal((100, 300)), 2, axis=0)
+    labels = np.repeat(rng.integers(0, 2, 100), 2)
+    features, _ = gram_rotation(standardised(states, states.mean(axis=0))[0])
+    assert choose_strength(features, labels, np.repeat(np.arange(100), 2)) == STRENGTHS[0]
+    assert choose_strength(features, labels, rng.permutation(200)) > STRENGTHS[0]
+
+
+@pytest.mark.parametrize("n, dim", [(60, 40), (40, 60)])
+def test_the_rotation_of_inner_products_keeps_the_data(n, dim, rng):
+    data = rng.standard_normal((n, dim))
+    features, basis = gram_rotation(data - data.mean(axis=0))
+    np.testing.assert_allclose(features @ basis, data - data.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-6)
+
+
+def test_a_coordinate_that_does_not_vary_has_no_weight(rng):
+    data, labels = rng.standard_normal((80, 10)), np.tile([0, 1], 40)
+    data[:, 4] = 12345.678
+    axes = fit(data, labels)
+    assert axes.directions[axes.index("lr"), 4] == 0 and np.isfinite(axes.directions).all()
+
+
+def test_scores_of_new_sentences_have_deviation_1_and_even_sides(rng):
+    data, labels = rng.standard_normal((600, 200)), np.tile([0, 1], 300)
+    fitting, others = data[:300], data[300:]
+    inside, outside = (fit(fitting, labels[:300], held_out=rest) for rest in (None, others))
+    np.testing.assert_allclose(outside.scores(others).std(axis=0), 1, atol=1e-4)
+    above = outside.scores(others) > outside.thresholds
+    assert (np.abs(above.mean(axis=0) - 0.5) < 0.01).all()
+    assert inside.scores(others)[:, inside.index("lr")].std() > 1.2  # the fault that is mended
+    np.testing.assert_array_equal(inside.directions, outside.directions)

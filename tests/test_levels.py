@@ -165,11 +165,11 @@ def test_a_report_unit_of_six_levels_has_six_logits_and_refines_the_unit_of_two(
         np.testing.assert_array_equal(six["observers"][name], chance)
 
 
-def test_levels_of_a_study_cut_the_fitting_scores_evenly(tiny):
+def test_levels_of_a_study_cut_the_held_out_scores_evenly(tiny):
     for axis in ("lr", "pc1", ENSEMBLE):
         labels = tiny.study.labels(2, axis, 6)
-        counts = np.bincount(labels[tiny.study.axis_rows], minlength=6)
-        assert counts.min() >= 7 and counts.max() <= 9  # 48 / 6 = 8
+        counts = np.bincount(labels[tiny.study.trial_rows], minlength=6)
+        assert counts.min() >= 5 and counts.max() <= 6  # 32 / 6
         np.testing.assert_array_equal(labels >= 3, tiny.study.labels(2, axis))
 
 
@@ -218,9 +218,9 @@ def test_targets_on_disk_are_the_lowest_and_the_highest_level(tiny):
         np.testing.assert_array_equal(unit["want"], (unit["target"] > 0) ^ unit["flip"])
 
 
-def test_too_few_fitting_sentences_for_the_levels_are_found_before_any_work(tiny):
-    few = replace(tiny.study, axis_rows=tiny.study.axis_rows[:5])
-    with pytest.raises(UserError, match="6 levels need 3 fitting sentences"):
+def test_too_few_sentences_for_the_levels_are_found_before_any_work(tiny):
+    few = replace(tiny.study, trial_rows=tiny.study.trial_rows[:5])
+    with pytest.raises(UserError, match="6 levels need 3 sentences"):
         few.check_sides([UnitKey("imit", ENSEMBLE, 2, 0, 6)])
 
 
@@ -228,10 +228,10 @@ def test_too_few_fitting_sentences_for_the_levels_are_found_before_any_work(tiny
 
 
 def raw_ensemble(tiny) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over layers of all sentences' lr scores, and the rows that fitted the axes."""
+    """Return the mean over layers of all sentences' lr scores, and the held-out rows."""
     files = [read(tiny.store.axes(layer)) for layer in range(4)]
     mean = np.mean([f["scores"][:, f["names"].index("lr")].astype(float) for f in files], axis=0)
-    return mean, read(tiny.store.split)["axis_rows"]
+    return mean, read(tiny.store.split)["trial_rows"]
 
 
 def test_ensemble_scores_are_the_standardised_mean_of_the_layers_scores(tiny):
@@ -256,7 +256,7 @@ def test_ensemble_thresholds_are_the_median_or_zero():
 def test_a_control_unit_has_the_ensemble_of_the_layers_scores_of_its_sentences(tiny):
     mean, rows = raw_ensemble(tiny)
     unit = read(tiny.store.unit(UnitKey("imit", ENSEMBLE, 1, 0)))
-    assert unit["affected"][-1] == ENSEMBLE and unit["scores"].shape == (8, len(unit["affected"]))
+    assert unit["affected"][-1] == ENSEMBLE and unit["scores"].shape == (12, len(unit["affected"]))
     # by_layer of lr_ensemble holds its members, the lr score at every layer
     expected = (unit["by_layer"].astype(float).mean(axis=1) - mean[rows].mean()) / mean[rows].std()
     np.testing.assert_allclose(unit["scores"][:, -1], expected, atol=1e-4)

@@ -60,7 +60,7 @@ def load(tmp_path, text: str, model: str = "org/any", **flags) -> Settings:
         ("n_axis: 4.5", r"n_axis = 4\.5: must be int, not float"),
         ("n_axis: true", r"n_axis = True: must be int"),
         ("temperature: false", r"temperature = False: must be float"),
-        ("lr_c: '1'", r"lr_c = '1': must be float, not str"),
+        ("lr_c: '1'", r"lr_c = '1': must be a number > 0, or auto"),
         ("layer: 7", r"layer = 7: must be str"),
         ("shots: 4", r"shots = 4: must be a list of int"),
         ("shots: [0, a]", r"shots = 'a': must be int"),
@@ -118,7 +118,7 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path, monkeypatch):
     found = load(tmp_path, text, seed=8)
     assert (found.seed, found.n_axis, found.lr_c, found.shots) == (8, 40, 2.0, (0, 3))
     assert isinstance(found.lr_c, float)
-    untouched = dataclasses.replace(found, seed=42, n_axis=600, lr_c=1.0, shots=Settings().shots)
+    untouched = dataclasses.replace(found, seed=42, n_axis=600, lr_c="auto", shots=Settings().shots)
     assert untouched == load_settings("org/any")
     # the defaults hold where no file says anything
     monkeypatch.setattr(module, "CONFIG_DIR", tmp_path)

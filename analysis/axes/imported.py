@@ -66,13 +66,13 @@ def _extended(
         )
     kept = [k for k, other in enumerate(axes.names) if other != name]
     direction = (vector / np.linalg.norm(vector)).astype(np.float32)
-    fitting = (hidden[split["axis_rows"]].astype(np.float64) - axes.mean) @ direction.astype(np.float64)
-    scale = np.float32(fitting.std())
+    others = (hidden[split["trial_rows"]].astype(np.float64) - axes.mean) @ direction.astype(np.float64)
+    scale = np.float32(others.std())
     if not scale > 0:
         raise UserError(
-            f"axis {name!r} of layer {layer} is constant over the fitting sentences: check the file"
+            f"axis {name!r} of layer {layer} is constant over the trial sentences: check the file"
         )
-    threshold = np.median(fitting / scale) if meta["identity"]["threshold"] == "median" else 0.0
+    threshold = np.median(others / scale) if meta["identity"]["threshold"] == "median" else 0.0
     new = AxisSet(
         (*(axes.names[k] for k in kept), name),
         np.vstack([axes.directions[kept], direction]),

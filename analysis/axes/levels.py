@@ -11,10 +11,10 @@ def level_cuts(scores: np.ndarray, threshold: float, levels: int) -> np.ndarray:
     """Return the scores at which one label ends and the next begins.
 
     The threshold always is the middle cut, so that the upper half of the levels means the same as label 1 of
-    two; each half is cut at the quantiles of the fitting scores on its own side.
+    two; each half is cut at the quantiles of the scores on its own side.
 
     Args:
-        scores: (N,) of the sentences that fitted the axis.
+        scores: (N,) of sentences that did not fit the axis.
         threshold: of the axis.
         levels: an even number >= 2.
 
@@ -29,15 +29,15 @@ def level_cuts(scores: np.ndarray, threshold: float, levels: int) -> np.ndarray:
     sides = (scores[scores <= threshold], scores[scores > threshold])
     if levels > 2 and min(map(len, sides)) < levels // 2:
         raise UserError(
-            f"{levels} levels need {levels // 2} fitting sentences on each side of the threshold, there are "
-            f"{len(sides[0])} below and {len(sides[1])} above: use fewer --levels or a larger n_axis"
+            f"{levels} levels need {levels // 2} sentences on each side of the threshold, there are "
+            f"{len(sides[0])} below and {len(sides[1])} above: use fewer --levels or a larger n_trial"
         )
     below, above = (np.quantile(side, inner) if levels > 2 else inner for side in sides)
     cuts = np.concatenate([below, [threshold], above])
     if not (np.diff(cuts) > 0).all():
         raise UserError(
-            f"the fitting scores hold too many equal values for {levels} levels (cuts "
-            f"{np.round(cuts, 3).tolist()}): use fewer --levels or a larger n_axis"
+            f"the scores hold too many equal values for {levels} levels (cuts "
+            f"{np.round(cuts, 3).tolist()}): use fewer --levels or a larger n_trial"
         )
     return cuts
 

@@ -50,6 +50,68 @@ def mean_difference(features: np.ndarray, labels: np.ndarray, name: str, layer: 
     return difference
 
 
+def standardised(data: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the data (N, D) with every coordinate at mean 0 and deviation 1, and the deviations (D,).
+
+    A few coordinates of language models are hundreds of times as large as the others. With one scale for all
+    they would be the whole logistic regression; with a scale each, all have the same say. A coordinate that
+    does not vary stays 0, and its deviation is infinite.
+    """
+    centred = data - mean
+    deviations = centred.std(axis=0)
+    rounding = 64 * np.finfo(np.float64).eps * np.abs(mean)
+    deviations[deviations <= rounding] = np.inf
+    return centred / deviations, deviations
+
+
+def gram_rotation(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coordinates (N, R) whose inner products are those of ``data`` (N, D), and the basis (R, D).
+
+    ``data`` is ``coordinates @ basis``. By the eigenvectors of the (N, N) inner products: components below
+    1e-5 of the largest are lost, which a regression with a penalty does not see.
+    """
+    power, left = np.linalg.eigh(data @ data.T)
+    kept = power > max(power[-1], 0.0) * 1e-10
+    root = np.sqrt(power[kept])
+    return left[:, kept] * root, (left[:, kept] / root).T @ data
+
+
+STRENGTHS = tuple(10.0**k for k in range(-5, 2))
+"""Inverse L2 strengths that cross-validation chooses from."""
+FOLDS = 5
+
+
+def choose_strength(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
+    """Return the inverse L2 strength of STRENGTHS with the largest likelihood of held-out sentences.
+
+    Args:
+        features: (N, R), see gram_rotation; center and scales come from all N, without their labels.
+        labels: (N,) 0 or 1.
+        groups: (N,) sentences of one group are held out together.
+
+    Returns:
+        The strength that maximises the sum of log likelihoods over FOLDS folds of groups (fewer if there are
+        fewer groups); 1 where a fold would lack a class.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    folds = min(FOLDS, len(np.unique(groups)))
+    splits = list(GroupKFold(folds).split(features, labels, groups)) if folds > 1 else []
+    if not splits or any(len(np.unique(labels[fitting])) < 2 for fitting, _ in splits):
+        return 1.0
+    likelihood = np.zeros(len(STRENGTHS))
+    for fitting, others in splits:
+        model = LogisticRegression(solver="lbfgs", tol=1e-3, max_iter=500, warm_start=True)
+        side = 2.0 * labels[others] - 1.0
+        for k, c in enumerate(STRENGTHS):
+            model.C = c
+            model.fit(features[fitting], labels[fitting])
+            margin = side * (features[others] @ model.coef_[0] + model.intercept_[0])
+            likelihood[k] -= np.logaddexp(0, -margin).sum()
+    return STRENGTHS[int(likelihood.argmax())]
+
+
 def logistic(features: np.ndarray, labels: np.ndarray, c: float, name: str, layer: int) -> np.ndarray:
     """Return the weights (R,) that minimise |w|^2 / 2 + c * (sum of log losses), intercept free.
 

@@ -43,6 +43,7 @@ def prep_identity(lm: LoadedModel, split: Split, settings: Settings) -> dict[str
         "dtype": lm.dtype,
         "dataset": split.fingerprint,
         "axis_prompt": fingerprint(prompts.axis_system, prompts.user_turn),
+        "measured_on": "trial half",  # scales and thresholds; older preparations: the fitting half
         **{name: plain[name] for name in PREP_SETTINGS},
     }
 
@@ -306,9 +307,11 @@ def mean_embeddings(lm: LoadedModel, encoded: Sequence[Encoded]) -> np.ndarray:
 
 
 def fit_layer(hidden: np.ndarray, split: Split, settings: Settings, layer: int) -> AxisSet:
-    """Fit the axes of one layer on the fitting half of ``hidden`` (B, D)."""
+    """Fit the axes of one layer on the fitting half of ``hidden`` (B, D), and measure with the other half."""
     return fit_axes(
-        hidden[split.axis_rows], split.dataset.labels[split.axis_rows], lr_c=settings.lr_c,
+        hidden[split.axis_rows], split.dataset.labels[split.axis_rows],
+        groups=split.dataset.groups[split.axis_rows], held_out=hidden[split.trial_rows],
+        lr_c=None if settings.lr_c == "auto" else float(settings.lr_c),
         max_pc=settings.max_pc, n_random=settings.n_random, n_shuffled=settings.n_shuffled,
         threshold=settings.threshold, seed=settings.seed, layer=layer,
     )  # fmt: skip

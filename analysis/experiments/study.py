@@ -59,7 +59,7 @@ class Study:
         """Return (B,) int64 labels; of two, 1 means a score above the axis's threshold."""
         scores = self.scores(layer, axis)
         middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
-        return to_levels(scores, level_cuts(scores[self.axis_rows], middle, levels))
+        return to_levels(scores, level_cuts(scores[self.trial_rows], middle, levels))
 
     def turn(self, layer: int, key: UnitKey) -> int:
         """Return -1 for a principal component whose arbitrary sign is against the target layer's, or 1."""
@@ -76,7 +76,7 @@ class Study:
     def ensemble(self) -> Ensemble:
         """``lr_ensemble``, made of the ``lr`` axes of all layers."""
         by_layer = np.stack([self.scores(layer, LR) for layer in self.layers], axis=1)
-        return fit_ensemble(by_layer, self.axis_rows, self.settings.threshold)
+        return fit_ensemble(by_layer, self.trial_rows, self.settings.threshold)
 
     def _load(self, layer: int) -> tuple[AxisSet, dict[str, Any]]:
         if layer not in self.loaded:

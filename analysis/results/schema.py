@@ -245,7 +245,7 @@ class Axes(Record):
     mean: Float[np.ndarray, " D"]
     """Mean of the fitting sentences, removed before projecting."""
     scales: Float[np.ndarray, " K"]
-    """Standard deviation of the fitting sentences along the axis; above 0."""
+    """Standard deviation of the held-out (trial) sentences along the axis; above 0."""
     thresholds: Float[np.ndarray, " K"]
     """Score above which a sentence has label 1, in standard deviations."""
     variance_ratio: Float[np.ndarray, " R"]
@@ -254,6 +254,8 @@ class Axes(Record):
     """Axis -> share of the fitting and of the held-out sentences on their class's side; not of components."""
     scores: Float[np.ndarray, "B K"]
     """Of every sentence, in standard deviations; 0 is the mean."""
+    lr_c: float | None = None
+    """Inverse L2 strength of ``lr``, given or chosen by cross-validation."""
     imported: dict[str, str] | None = None
     """Axis -> fingerprint of its direction, for the axes that were not fitted here."""
 
@@ -300,7 +302,7 @@ class ControlUnit(Record):
     affected: Annotated[list[str], "K"]
     """Axes that are scored: all of the targeted layer, and ``lr_ensemble``."""
     scores: Float[np.ndarray, "T K"]
-    """In standard deviations of the fitting sentences; NaN for an empty reply."""
+    """In standard deviations of held-out sentences; NaN for an empty reply."""
     neutral: Float[np.ndarray, "T K"] | None = None
     """The same axes, for the sentence read again in the conversation that the axes were fitted in: what its
     text carries by itself."""
@@ -398,7 +400,7 @@ class ReportUnit(Record):
     rows: Int[np.ndarray, " P"]
     """Rows of the split, in the order shown."""
     scores: Float[np.ndarray, " P"]
-    """True scores, in standard deviations of the fitting sentences."""
+    """True scores, in standard deviations of held-out sentences."""
     labels: Int[np.ndarray, " P"]
     """True labels, 0 to levels - 1, before they are mirrored."""
     flip: Bool[np.ndarray, " 2"]

@@ -215,7 +215,7 @@ def _original_scores(store: Store, series: Iterable[ControlSeries]) -> dict[tupl
     if by_layer:
         scores = np.stack([axes.scores[:, axes.names.index(LR)] for axes in by_layer], axis=1)
         threshold = str(by_layer[0].meta["identity"].get("threshold"))
-        ensemble = fit_ensemble(scores, split.axis_rows, threshold)
+        ensemble = fit_ensemble(scores, split.trial_rows, threshold)
         found |= {(ENSEMBLE, layer): ensemble.scores[split.trial_rows] for layer in members}
     return found
 

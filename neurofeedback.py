@@ -140,6 +140,7 @@ def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
     import plot_imit
     import plot_pred
     from analysis.pages import report_page
+    from analysis.tables import arms
     from analysis.tables import control as control_tables
     from analysis.tables import read as tables_read
     from analysis.tables import report as report_tables
@@ -152,9 +153,11 @@ def present(settings: Settings, store: Store) -> tuple[int, Path, str]:
     shown += [one for one in controlled if one.kind in plot_imit.MAIN]
     examples = report_page.collect_examples(control, limit=6)
     page = report_page.write_report(
-        store, as_plain(settings), shown, rows, report_rows, examples, provenance()
+        store, as_plain(settings), shown, rows, report_rows, examples, provenance(), arms.arms_table(control)
     )
     text = f"Report\n{plot_pred.summary(report_rows)}\n\nControl\n{plot_imit.summary(rows)}"
+    if compared := arms.describe(control):
+        text += f"\n\n{compared}"
     return len(reported) + len(controlled), page, text
 
 

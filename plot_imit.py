@@ -2,7 +2,8 @@
 
 Reads   results/<model>/<dataset>/imit_*.pkl, axes_layer*.pkl and split.pkl; never loads a model
 Writes  results/<model>/<dataset>/figures/: control_*.png, axes_*.png, summary_imit.csv (effects of the runs
-        that were asked for); adds to summary.csv (every plotted number) and index.html (every figure)
+        that were asked for), summary_arms.csv and summary_text.csv (arms; what a text carries); adds to
+        summary.csv (every plotted number) and index.html (every figure)
 Try     python plot_imit.py --model smollm2 --dataset commonsense --all --format png pdf
 """
 
@@ -70,6 +71,7 @@ def make_figures(
     """
     from analysis.pages.control import ControlView
     from analysis.pages.figures_folder import add_figures
+    from analysis.tables import arms as arms_tables
     from analysis.tables import control as control_tables
     from analysis.tables import read as tables_read
 
@@ -78,6 +80,9 @@ def make_figures(
     rows = rows or control_tables.control_table(data)
     folder = out or store.figures
     write_csv(rows, folder / "summary_imit.csv")
+    if arms_tables.compared(data):
+        write_csv(arms_tables.arms_table(data), folder / "summary_arms.csv")
+        write_csv(arms_tables.text_table_rows(data), folder / "summary_text.csv")
     about = {"stage": kinds.CONTROL, "model": store.model, "dataset": store.dataset}
     drawn = kinds.draw(kinds.CONTROL, chosen, ControlView(store, data, rows, axes, models))
     return add_figures(folder, drawn, formats, about, data.meta)
@@ -103,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script."""
     args = parse_args(argv)
     setup_logging(args.log_level)
+    from analysis.tables import arms as arms_tables
     from analysis.tables import control as control_tables
     from analysis.tables import read as tables_read
 
@@ -115,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formats=args.format, out=args.out, data=data, rows=rows,
     )  # fmt: skip
     print(summary(rows))
+    if text := arms_tables.describe(data):
+        print(f"\n{text}")
     for path in [path for figure in written for path in figure.paths]:
         print(path)
     folder = args.out or store.figures

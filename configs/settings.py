@@ -120,6 +120,8 @@ class Settings:
     """Control: true scores, the same scores permuted (``sham``), the axis added by steering (``pushed``)."""
     push: float = 1.0
     """Control: strength of the pushed arm, in standard deviations of the scores of new sentences."""
+    equivalence: float = 0.2
+    """X of the verdict "no effect larger than X", in standard deviations of the scores of new sentences."""
     modes: tuple[str, ...] = MODES
     """Control: the model writes (``active``) or reads a given sentence (``inactive``)."""
     max_new_tokens: int = 50
@@ -147,6 +149,7 @@ class Settings:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
         _check(_some_of(self.arms, ARMS), "arms", self.arms, f"different ones of {', '.join(ARMS)}")
         _check("true" in self.arms, "arms", self.arms, "true, which the others are compared with, and others")
+        _check(0 < self.equivalence < 100, "equivalence", self.equivalence, "a number > 0 and < 100")
         _check(0 < self.push < 100, "push", self.push, "a number > 0 and < 100")
         for name in ("n_random", "n_shuffled", "temperature", "max_pc", "seed"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")

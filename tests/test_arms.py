@@ -181,7 +181,10 @@ def test_the_arms_of_stored_units_become_series_of_their_own(control, unit, tiny
             column = unit["affected"].index("lr")
             assert series.target[cell] == unit["scores"][t, column]
             assert series.neutral[cell][series.affected.index("lr")] == unit["neutral"][t, column]
-            assert (series.measured["words"][cell], series.measured["embedding"][cell]) == (unit["words"][t], unit["embedding"][t])
+            assert (series.measured["words"][cell], series.measured["embedding"][cell]) == (
+                unit["words"][t],
+                unit["embedding"][t],
+            )
             assert series.text[cell] == unit["text"][t]
 
 

@@ -33,6 +33,7 @@ from analysis.experiments.study import Study, unit_identity
 from analysis.experiments.text_probes import TextProbes
 from analysis.experiments.trials import (
     ControlTrial,
+    axis_turns,
     control_trials,
     control_turns,
     copy_rate,
@@ -78,8 +79,8 @@ class ControlPrompts:
 
     def trials(self, key: UnitKey) -> list[ControlTrial]:
         """Return the trials of one unit; an axis without a direction cannot be pushed."""
-        settings, there = self.settings, key.axis in self.study.axes(key.layer).names
-        arms = [arm for arm in settings.arms if there or arm != PUSHED]
+        settings = self.settings
+        arms = [arm for arm in settings.arms if arm != PUSHED or self.study.can_push(key)]
         return control_trials(settings.shots, settings.modes, key.levels, arms)
 
     def requests(self, key: UnitKey) -> list[Request]:
@@ -90,6 +91,12 @@ class ControlPrompts:
         sham = sham_labels(self.settings.seed, key.exp, labels[:-1])
         shown = {arm: (sham if arm == SHAM else labels).tolist() for arm in ARMS}
         return [self.request(key, trial, sentences, shown[trial.arm]) for trial in self.trials(key)]
+
+    def alone(self, key: UnitKey) -> list[Request]:
+        """Return readings of as many sentences by themselves as a unit has trials, at most its own ones."""
+        rows = self.order(key.exp)[: len(self.trials(key))]
+        turns = (axis_turns(self.study.prompts, self.study.sentences[row]) for row in rows)
+        return [Request(one.ids, one.spans) for one in map(self.prompter.encode, turns)]
 
     def request(
         self, key: UnitKey, trial: ControlTrial, sentences: Sequence[str], labels: Sequence[int]
@@ -107,12 +114,9 @@ class ControlPrompts:
 
         What is written begins with the last token of the prompt, from which the first one is drawn.
         """
-        axes = self.study.axes(key.layer)
-        k = axes.index(key.axis)
         start, stop = encoded.spans[0] if encoded.spans else (len(encoded.ids) - 1, None)
         alpha = self.settings.push * (1 if trial.want else -1)
-        rows = axes.directions[[k]], axes.mean[None], axes.scales[[k]]
-        return (Steering((key.layer,), "add", *rows, alpha, start, stop),)
+        return (self.study.push(key, alpha, start, stop),)
 
     def sampling(self, key: UnitKey, trial: ControlTrial) -> Sampling:
         """Return a seed for this reply alone, so that it does not depend on what else is computed.
@@ -238,9 +242,10 @@ class ControlStage(GridStage):
         return check_finite(self.control.unit(unit), unit)
 
     def expected(self, unit: UnitKey) -> Work:
-        """Return what a unit takes."""
-        requests = ControlPrompts(self.study, self.prompter).requests(unit)
-        return work_of(requests, self.machine.shape(self.model).n_layers, self.machine.sizes[1])
+        """Return what a unit takes; a written sentence is taken to be as long as the given one."""
+        prompts, sizes = ControlPrompts(self.study, self.prompter), self.machine.shape(self.model)
+        works = (prompts.requests(unit), prompts.alone(unit))
+        return sum((work_of(requests, sizes.n_layers, self.machine.sizes[1]) for requests in works), Work())
 
 
 def trial_columns(trials: Sequence[ControlTrial]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from analysis.axes.read import load_axes
 from analysis.base.errors import UserError
 from analysis.base.seeds import fingerprint
 from analysis.classifiers import AxisSet
+from analysis.engine.steering import Steering
 from analysis.experiments.preparation import PREP_SETTINGS, run_meta
 from analysis.process_prompts import Prompts, load_prompts
 from analysis.results.commands import command
@@ -60,6 +61,17 @@ class Study:
         scores = self.scores(layer, axis)
         middle = self.ensemble.threshold if axis == ENSEMBLE else self.axes(layer).threshold(axis)
         return to_levels(scores, level_cuts(scores[self.trial_rows], middle, levels))
+
+    def can_push(self, key: UnitKey) -> bool:
+        """Return whether the axis of a unit has a direction at its layer."""
+        return key.axis in self.axes(key.layer).names
+
+    def push(self, key: UnitKey, alpha: float, start: int, stop: int | None) -> Steering:
+        """Return what adds ``alpha`` deviations along a unit's axis to the tokens from start to stop."""
+        axes = self.axes(key.layer)
+        k = axes.index(key.axis)
+        rows = axes.directions[[k]], axes.mean[None], axes.scales[[k]]
+        return Steering((key.layer,), "add", *rows, alpha, start, stop)
 
     def turn(self, layer: int, key: UnitKey) -> int:
         """Return -1 for a principal component whose arbitrary sign is against the target layer's, or 1."""
@@ -188,6 +200,15 @@ class DraftStudy(Study):
     def labels(self, layer: int, axis: str, levels: int = 2) -> np.ndarray:
         """Return (B,) labels of the dataset."""
         return self.classes
+
+    def can_push(self, key: UnitKey) -> bool:
+        """Return whether the axis has a direction."""
+        return key.axis != ENSEMBLE
+
+    def push(self, key: UnitKey, alpha: float, start: int, stop: int | None) -> Steering:
+        """Return a push that tells which tokens it acts on; along which direction is not known yet."""
+        one = np.ones((1, 1), np.float32)
+        return Steering((key.layer,), "add", one, 0 * one, one[0], alpha, start, stop)
 
     def check_sides(self, keys: Iterable[UnitKey]) -> None:
         """Take any axis: which there will be is not known."""

@@ -15,6 +15,7 @@ from analysis.pages.figures_folder import Written
 from analysis.pages.html import render
 from analysis.results.schema import UNIT_KINDS
 from analysis.results.store import Store
+from analysis.statistics.numbers import with_interval
 from analysis.tables.findings import control_findings, report_findings
 from analysis.tables.read import ControlData
 from analysis.tables.rows import Row
@@ -35,6 +36,7 @@ def write_report(
     report_rows: Sequence[Row],
     examples: Sequence[Row],
     about: Mapping[str, Any],
+    arms: Sequence[Row] = (),
 ) -> Path:
     """Write results/<model>/<dataset>/report.html and return its path.
 
@@ -44,12 +46,19 @@ def write_report(
             (PDF) only the name is logged.
         control_rows, report_rows: of ``analysis.tables``; either may be empty.
         examples: from :func:`collect_examples`.
+        arms: of ``analysis.tables.arms.arms_table``; those with a verdict are shown.
         about: provenance such as ``analysis.results.store.provenance()``; nested mappings are joined.
     """
     runs = {kind.name: len(store.units(prefix)) for prefix, kind in UNIT_KINDS.items()}
     html = render(
         "report_page.html.j2",
-        filters={"interval": interval, "show": show, "p": show_p, "observer": _observer},
+        filters={
+            "interval": interval,
+            "with_interval": _with_interval,
+            "show": show,
+            "p": show_p,
+            "observer": _observer,
+        },
         store=store,
         findings=list(dict.fromkeys([*report_findings(report_rows), *control_findings(control_rows)])),
         runs=runs,
@@ -57,6 +66,7 @@ def write_report(
         control=control_rows,
         largest=max((row["n"] for row in control_rows), default=0),
         report=report_rows,
+        arms=[row for row in arms if "verdict" in row],
         examples={want: [e for e in examples if e["want"] == want] for want in ("high", "low")},
         empty=sum(row["empty"] for row in control_rows),
         settings={name: _plain(value) for name, value in settings.items()},
@@ -65,6 +75,10 @@ def write_report(
     path = store.folder / "report.html"
     save_bytes(html, path)
     return path
+
+
+def _with_interval(row: Row) -> str:
+    return with_interval(row["value"], row["low"], row["high"])
 
 
 def _observer(row: Row, name: str) -> str:

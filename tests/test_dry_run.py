@@ -51,9 +51,11 @@ def test_dry_counts_are_those_of_the_run(flags, tiny_folder, tmp_path, capsys):
     from analysis.results.store import read
 
     store = Store(tmp_path / "results", str(tiny_folder), "commonsense")
-    for kind, counted in (("imit", control), ("pred", report)):
+    # what the model will write, and be given to read again, is guessed: everything else is exact
+    for kind, counted, off in (("imit", control, 0.05), ("pred", report, 0.0)):
         (key,) = store.units(kind)
-        assert int(counted[2].replace(",", "")) == read(store.unit(key))["tokens"]["prompt"]
+        done = read(store.unit(key))["tokens"]["prompt"]
+        assert int(counted[2].replace(",", "")) == pytest.approx(done, rel=off, abs=0)
     assert main_imitexp.main([*one, "--imit_exp_end", "-1", "--dry_run"]) == 0
     assert lines(capsys.readouterr().out)["control"][:2] == ["2", "1"]
     assert main_imitexp.main([*one, "--imit_exp_end", "-1", "--dry_run", "--overwrite"]) == 0

@@ -10,6 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from analysis.base.errors import UserError
 from analysis.experiments import observers as ob
+from analysis.statistics import kernel_logistic
 from analysis.statistics.agreement import cohens_kappa
 from tests import unchecked
 
@@ -48,6 +49,57 @@ def test_each_fit_is_scikit_learns_on_the_features(n, dim, condition, planted, c
         np.testing.assert_allclose(found[start:stop], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("c", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("planted", [True, False])
+@pytest.mark.parametrize("n, dim, condition", [(160, 300, 1), (120, 6, 1), (120, 90, 1e6)])
+def test_a_running_fit_equals_a_refit_at_every_place(n, dim, condition, planted, c):
+    features, rng = scaled(n, dim, condition=condition)
+    planted_labels = (features @ rng.standard_normal(dim) > 0).astype(int)
+    labels = planted_labels if planted else rng.integers(0, 2, n)
+    gram = features @ features.T
+    refits = ob.same_n_predictions(gram, labels, c, range(n))
+    np.testing.assert_allclose(ob.predictions_at_every_place(gram, labels, c), refits, rtol=0, atol=1e-6)
+
+
+def test_a_running_fit_is_exact_with_repeated_sentences_one_far_away_and_one_label_for_long():
+    features, rng = scaled(90, 40)
+    features[30:45] = features[:15]
+    features[60] *= 300
+    labels = rng.integers(0, 2, 90)
+    labels[:25] = 1
+    gram = features @ features.T
+    found = ob.predictions_at_every_place(gram, labels, 1.0)
+    np.testing.assert_allclose(found, ob.same_n_predictions(gram, labels, 1.0, range(90)), rtol=0, atol=1e-6)
+
+
+def test_a_running_fit_seldom_needs_a_refit(monkeypatch):
+    features, rng = scaled(300, 576)
+    labels, fits = rng.integers(0, 2, 300), []
+    newton = kernel_logistic.fit
+    monkeypatch.setattr(kernel_logistic, "fit", lambda *args: fits.append(1) or newton(*args))
+    ob.predictions_at_every_place(features @ features.T, labels, 1.0)
+    assert len(fits) < 45
+
+
+def test_a_running_fit_knows_nothing_that_comes_later():
+    features, rng = scaled(60, 30)
+    labels = rng.integers(0, 2, 60)
+    before = ob.predictions_at_every_place(features @ features.T, labels, 1.0)
+    changed, flipped = features.copy(), labels.copy()
+    changed[41:] = rng.standard_normal(changed[41:].shape)
+    flipped[40:] = 1 - flipped[40:]
+    after = ob.predictions_at_every_place(changed @ changed.T, flipped, 1.0)
+    np.testing.assert_allclose(after[:41], before[:41], rtol=0, atol=1e-9)
+
+
+def test_600_places_take_a_few_seconds():
+    features, rng = scaled(600, 2000)
+    gram, labels = features @ features.T, rng.integers(0, 2, 600)
+    begin = time.process_time()  # of the processor: other jobs do not count
+    ob.predictions_at_every_place(gram, labels, 1.0)
+    assert time.process_time() - begin < 6  # about 1 s, so that a slow machine passes too
+
+
 def test_two_opposite_examples_by_hand():
     # x = +-1, labels 1 and 0: b = 0, and w minimises w^2 / 2 + 2 log(1 + exp(-w)), so that w = 2 / (1 + e^w)
     w = 0.7
@@ -75,7 +127,7 @@ def test_a_first_guess_from_fewer_examples_does_not_change_the_fit():
 
 
 def test_a_fit_that_cannot_converge_is_an_error(monkeypatch):
-    monkeypatch.setattr(ob, "_MAX_STEPS", 2)
+    monkeypatch.setattr(kernel_logistic, "_MAX_STEPS", 2)
     features, rng = scaled(60, 40)
     with pytest.raises(ValueError, match="did not converge in 2 steps.*lower c, now 1000"):
         predict(features, rng.integers(0, 2, 60), c=1000.0)

@@ -6,34 +6,25 @@ activations (the ideal observer), mean input embeddings (input only), or a bag o
 
 Shape letters: N sentences of one experiment in their order, M sentences that fitted the axes, D features.
 
-With features x (D,), a free intercept b and y = 2 label - 1, the observer minimises
-
-    |w|^2 / 2 + c * sum_i log(1 + exp(-y_i (w x_i + b)))
-
-At the minimum w is a weighted sum of the examples, w = sum_i a_i x_i, so that the inner products of the
-sentences are all that is needed: one (N, N) matrix serves every axis and every number of examples.
+The inner products of the sentences are all that is needed (analysis/statistics/kernel_logistic.py): one
+(N, N) matrix serves every axis and every number of examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from scipy.linalg.lapack import dposv
+from jaxtyping import Float, Int
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from analysis.base.errors import UserError
 from analysis.statistics.designs import fit_sizes as fit_sizes
+from analysis.statistics.kernel_logistic import RunningFit, fit
 
 MEAN_SQUARE = 30.0
 """Mean squared length of a centred and scaled feature vector of the fitting sentences."""
-_MAX_STEPS = 100
-_MAX_HALVINGS = 50
-_TOL = 1e-5
-"""Largest change of w x + b, for any x as long as the examples, by the last Newton step."""
 
 
 # ---------------------------------------------------------------- inner products
@@ -161,9 +152,41 @@ def same_n_predictions(gram: np.ndarray, labels: np.ndarray, c: float, starts: S
             p1[start:stop] = (ones + 1) / (start + 2)
             continue
         dual = np.append(dual, np.zeros(start - len(dual)))  # the last fit, without the new examples
-        dual, intercept = _fit(gram[:start, :start], labels[:start], c, dual, intercept)
+        dual, intercept = fit(gram[:start, :start], labels[:start], c, dual, intercept)
         p1[start:stop] = expit(gram[start:stop, :start] @ dual + intercept)
     return p1
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")  # matrices this small are slowed down by threads
+def predictions_at_every_place(
+    gram: Float[np.ndarray, "N N"], labels: Int[np.ndarray, " N"], c: float
+) -> Float[np.ndarray, " N"]:
+    """Return the observer's probability of label 1 at every place, from a fit on all examples before it.
+
+    While these have one label only (or there is none), p = (ones + 1) / (i + 2), the rule of succession.
+    Equal to a refit at every place to 1e-6; 600 places take 1 s of one core, 256 take 0.2 s.
+
+    Args:
+        gram: of ``kernel`` or ``word_kernel``.
+        labels: 0 or 1.
+        c: inverse L2 strength, > 0; 1 suits features scaled by ``center_and_scale``.
+
+    Returns:
+        Values in [0, 1], no NaN.
+
+    Raises:
+        ValueError: wrong shapes or values, or a fit that did not converge.
+    """
+    labels = _check(gram, labels, c, [0])
+    running, found = RunningFit(gram, labels, c), np.empty(len(labels))
+    ones = np.cumsum(labels) - labels
+    for place, seen in enumerate(ones.tolist()):
+        if seen in (0, place):
+            found[place] = (seen + 1) / (place + 2)
+            continue
+        running.update(place)
+        found[place] = running.probability(place)
+    return found
 
 
 def _check(gram: np.ndarray, labels: np.ndarray, c: float, starts: Sequence[int]) -> np.ndarray:
@@ -181,87 +204,3 @@ def _check(gram: np.ndarray, labels: np.ndarray, c: float, starts: Sequence[int]
     if list(starts) != sorted({0, *starts} & set(range(n))):
         raise ValueError(f"starts are {list(starts)}: give rising whole numbers from 0, all below {n}")
     return labels.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A point on the way to the minimum: (n,) the a of w, (n,) w x of every example, and b."""
-
-    dual: np.ndarray
-    field: np.ndarray
-    intercept: float
-
-    def plus(self, step: _Point, size: float) -> _Point:
-        return _Point(
-            self.dual + size * step.dual,
-            self.field + size * step.field,
-            self.intercept + size * step.intercept,
-        )
-
-    def loss(self, side: np.ndarray, c: float) -> float:
-        margin = side * (self.field + self.intercept)
-        return float(self.dual @ self.field / 2 + c * np.logaddexp(0, -margin).sum())
-
-
-def _fit(
-    gram: np.ndarray, labels: np.ndarray, c: float, dual: np.ndarray, intercept: float
-) -> tuple[np.ndarray, float]:
-    """Return the a (n,) and b of the minimum by Newton's method, from a first guess of them.
-
-    The Newton step is the gradient in units of the curvature. For logistic losses the curvature changes by
-    at most exp(R), R the largest change of w x + b (Bach 2010), so that a step with R <= _TOL leaves an
-    error of the order of R^2.
-
-    Raises ValueError if none of the first _MAX_STEPS steps is that small.
-    """
-    side = 2.0 * labels - 1.0
-    longest = np.sqrt(max(gram.diagonal().max(), 0.0))
-    point = _Point(dual, gram @ dual, intercept)
-    loss = point.loss(side, c)
-    for _ in range(_MAX_STEPS):
-        margin = side * (point.field + point.intercept)
-        missing = expit(-margin)  # keeps its digits where 1 - expit(margin) would round to 0
-        pull, weight = c * side * missing, c * missing * expit(margin)
-        step = _newton_step(gram, point, pull, weight)
-        change = longest * np.sqrt(max(step.dual @ step.field, 0.0)) + abs(step.intercept)
-        if change <= _TOL:
-            return point.dual + step.dual, point.intercept + step.intercept
-        slope = (point.dual - pull) @ step.field - pull.sum() * step.intercept
-        point, loss = _descend(point, step, slope, loss, side, c)
-    raise ValueError(
-        f"the observer's logistic regression on {len(labels)} examples did not converge in {_MAX_STEPS} "
-        f"steps (the last one changed w x + b by {change:.1e}): lower c, now {c:g}"
-    )
-
-
-def _newton_step(gram: np.ndarray, point: _Point, pull: np.ndarray, weight: np.ndarray) -> _Point:
-    """Return the step to the minimum of the quadratic approximation (Rasmussen & Williams 2006, alg. 3.1).
-
-    With W = diag(weight) the minimum has a = (K + 1 / W)^-1 (z - b) and sum(a) = 0, which gives b. The matrix
-    that is solved, 1 + W^(1/2) K W^(1/2), has no eigenvalue below 1, however small the weights are.
-    """
-    root = np.sqrt(np.maximum(weight, np.finfo(np.float64).tiny))
-    system = root[:, None] * gram * root
-    system.flat[:: len(root) + 1] += 1.0
-    wanted = root * (point.field + point.intercept) + pull / root
-    _, solved, failed = dposv(system, np.column_stack([wanted, root]))
-    if failed:
-        raise ValueError(f"gram of {len(root)} examples is no matrix of inner products: use kernel()")
-    free, ones = root * solved[:, 0], root * solved[:, 1]
-    intercept = free.sum() / ones.sum()
-    dual = free - intercept * ones - point.dual
-    return _Point(dual, gram @ dual, intercept - point.intercept)
-
-
-def _descend(
-    point: _Point, step: _Point, slope: float, loss: float, side: np.ndarray, c: float
-) -> tuple[_Point, float]:
-    """Halve the step until the loss falls by a share of what its slope (< 0) promises (Armijo's rule)."""
-    size = 1.0
-    for _ in range(_MAX_HALVINGS):
-        new = point.plus(step, size)
-        found = new.loss(side, c)
-        if found <= loss + 1e-4 * size * slope + 1e-13 * abs(loss):  # the last for rounding
-            break
-        size /= 2
-    return new, found

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+import plot_imit
+import plot_pred
 from analysis.base.errors import UserError
 from analysis.figures import control as figures_control
 from analysis.figures import report, style
@@ -16,6 +18,7 @@ from analysis.pages.control import ControlView
 from analysis.results import commands
 from analysis.results import store as results
 from analysis.results.store import UnitKey
+from analysis.results.verify import check
 from analysis.tables import control as control_tables
 from analysis.tables import findings
 from analysis.tables import read as tables_read
@@ -113,6 +116,27 @@ def test_a_shorter_run_leaves_nan_and_counts_as_missing(tmp_path):
     results.write(path, short, unit["meta"]["identity"])
     last = pick(control_tables.control_table(tables_read.load_control(store)), n=4)
     assert {(row["experiments"], row["missing"]) for row in last} == {(2, 4)}
+
+
+def test_columns_that_an_older_unit_lacks_are_missing_and_every_figure_is_drawn(tmp_path):
+    store = fake_results.write_study(tmp_path, layers=(0, 1), n_layers=2, n_exp=3, shots=(0, 4), report_n=8)
+    lacking = ("by_layer", "projection", "copy_rate", "cut", "empty")
+    for kind, names in (("imit", lacking), ("pred", ())):
+        path = store.unit(UnitKey(kind, "lr", 1, 1))
+        older = {name: value for name, value in results.read(path).items() if name not in names}
+        if kind == "pred":
+            older["observers"] = {"own": older["observers"]["own"]}
+        results.write(path, older, **older.pop("meta"))
+    series = tables_read.load_control(store, ["lr"], [1]).series[0]
+    assert np.isfinite(series.target).all()
+    arrays = [getattr(series, name) for name in lacking[:2]] + [series.measured[name] for name in lacking[3:]]
+    for values in arrays:
+        assert np.isnan(values[1]).all() and np.isfinite(values[[0, 2]]).all()
+    row = pick(control_tables.control_table(tables_read.load_control(store)), axis="lr", layer=1, n=4)[0]
+    assert (row["experiments"], row["recorded"], row["missing"]) == (3, 8, 4)
+    argv = ["--results", str(tmp_path), "--log_level", "error", "--all"]
+    assert plot_imit.main(argv) == 0 and plot_pred.main(argv) == 0
+    assert check(store.folder).corrupt == {}
 
 
 def test_empty_replies_are_counted_and_drop_their_pair(tmp_path):

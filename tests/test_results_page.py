@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from analysis.results.fields import hints_of
 from analysis.results.schema import KINDS, Meta
 from tests.results_page import PAGE, doc, file_name, nested, whole
@@ -27,3 +31,18 @@ def test_names_are_written_as_people_write_them():
     assert names["control"] == "imit_<axis>_layer<layer>[_levels<levels>]_exp<exp>.pkl"
     assert names["hidden"] == "hidden[_<method>]_layer<layer>.pkl"
     assert names["closed loop"] == "study_loop_<loop_mode>_[levels<levels>_]exp<exp>_<axis>_layer<layer>.pkl"
+
+
+FAULTS = PAGE.with_name("faults.md").read_text(encoding="utf-8")
+ROWS = [line for line in FAULTS.splitlines() if "`test_" in line]
+
+
+@pytest.mark.parametrize("line", ROWS, ids=range(len(ROWS)))
+def test_the_tests_that_the_page_of_faults_names_are_there(line):
+    """A file, then beginnings of its tests until the next file."""
+    last = ""
+    for name in re.findall(r"`(test_\w+(?:\.py|\.{3})?)`", line):
+        if name.endswith(".py"):
+            last = (PAGE.parents[1] / "tests" / name).read_text(encoding="utf-8")
+        else:
+            assert f"\ndef {name.removesuffix('...')}" in last, name

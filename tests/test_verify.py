@@ -16,6 +16,7 @@ import pytest
 import main_imitexp
 import main_predexp
 import main_prep
+import plot_imit
 from analysis.base.files import ROOT, this_host
 from analysis.results.claims import claim, lock_file
 from analysis.results.store import Store, UnitKey, read, write
@@ -120,6 +121,23 @@ def test_units_of_different_settings_are_found(store):
     write(path, record, {**meta["identity"], "temperature": 0.1})
     found = check(store.folder)
     assert found.mixed == ["control: temperature"] and not found.well
+
+
+@pytest.mark.parametrize("name", ["axes_layer2.pkl", "split.pkl", "imit_lr_layer1_exp0.pkl"])
+def test_files_of_another_preparation_are_found_and_refused_by_plots_and_runs(store, config, name, capsys):  # noqa: F811
+    """Whole in themselves, such as a file that was copied from another folder."""
+    path = store.folder / name
+    record = read(path)
+    meta = record.pop("meta")
+    part = "preparation" if name.startswith("imit") else "seed"
+    write(path, record, {**meta.pop("identity"), part: 7}, **meta)
+    kind = "control" if name.startswith("imit") else "preparation"
+    found = check(store.folder)
+    assert not found.well and not found.corrupt and f"{kind}: {part}" in found.mixed
+    words = flags(store.model, config, store.root)
+    assert plot_imit.main([*words[:2], *words[4:], "--figure", "scores", "--layer", "2,1"]) == 2
+    assert main_imitexp.main([*words, "--clf", "lr", "--layer", "1,2", "--n_train", "0", "1"]) == 2
+    assert part in capsys.readouterr().err
 
 
 def test_results_of_two_models_need_no_preparation_and_name_both(store, tiny_folder, capsys):
